@@ -1,0 +1,13 @@
+"""Fused convolution, batch norm, ReLU and residual add for training residual networks faster, in less memory.
+
+>>> model = fused_resnet.fuse(model)       # the same parameters, keys and numbers
+>>> print(fused_resnet.explain(model))     # what was fused, by which engine, and what was left and why
+>>> model = fused_resnet.unfuse(model)     # and back
+"""
+
+from fused_resnet import functional, models
+from fused_resnet.surgery import explain, fuse, unfuse
+
+__all__ = ["explain", "functional", "fuse", "models", "unfuse"]
+
+__version__ = "0.1.0"

@@ -1,0 +1,336 @@
+"""What a fused module is: its own class, with a mixin in front whose forward runs chains where it can.
+
+A module is fused by assigning a subclass of its own class to ``__class__`` and leaving a :class:`Plan` in its
+``__dict__``; parameters, buffers, children, hooks and keys stay what they were.  Every call looks at the children
+afresh, and any call that a chain does not serve is ``super().forward(x)``: stock.
+
+Everything in :meth:`FusedModule.forward` is also traced by ``torch.compile``; it is written in what Dynamo can follow.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+
+from fused_resnet.chain_ops import run_chain
+
+Path = tuple[str, ...]
+
+FUNCTION = "function"
+
+
+class UnitPaths(NamedTuple):
+    """Where a unit's modules are, from the fused module down; ``act`` may also be None or :data:`FUNCTION`."""
+
+    conv: Path | None
+    norm: Path
+    act: Path | str | None
+
+
+class ChainPaths(NamedTuple):
+    """Where a chain's modules are; ``shortcut`` is None, IDENTITY or a projection; ``passed`` are its nn.Identity."""
+
+    units: tuple[UnitPaths, ...]
+    shortcut: UnitPaths | str | None
+    pool: Path | None
+    passed: tuple[Path, ...]
+
+
+class Container(NamedTuple):
+    """What the trace of a forward took for granted in a module that it went through."""
+
+    path: Path
+    cls: type
+    children: tuple[str, ...]
+    missing: tuple[str, ...]
+    attributes: tuple[tuple[str, Any], ...]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How to run a module's forward with chains in it.
+
+    Attributes
+    ----------
+    chains
+        The chains, in the order in which they run.
+    containers
+        What must still be as it was when the forward was traced.
+    source
+        Python source of ``forward(self, chains, x)``, written from the trace: the module's own forward, with
+        ``chains.run(i, x, shortcut)`` in the place of each chain.
+    engine
+        Name of the engine, or ``"auto"``.
+    """
+
+    chains: tuple[ChainPaths, ...]
+    containers: tuple[Container, ...]
+    source: str
+    engine: str
+    forward: Callable[..., Any] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        namespace: dict[str, Any] = {}
+        exec(compile(self.source, "<fused_resnet forward>", "exec"), namespace)
+        object.__setattr__(self, "forward", namespace["forward"])
+
+    def __reduce__(self) -> Any:
+        return Plan, (self.chains, self.containers, self.source, self.engine)
+
+
+class PreparedChain(NamedTuple):
+    """A chain's geometry, parameters and statistics, read from the modules at the start of a call."""
+
+    signature: tuple
+    parameters: list[Tensor]
+    running: list[Tensor]
+    norms: list[nn.Module]
+
+
+class PreparedChains:
+    """The chains of one call, as the generated forward sees them."""
+
+    def __init__(self, chains: list[PreparedChain]):
+        self.chains = chains
+
+    def run(self, index: int, x: Tensor, shortcut: Tensor | None) -> Tensor:
+        """Run one chain and update the running statistics of its batch norms."""
+        chain = self.chains[index]
+        if torch.is_autocast_enabled(x.device.type):
+            dtype = torch.get_autocast_dtype(x.device.type)
+            x = x.to(dtype)
+            shortcut = None if shortcut is None else shortcut.to(dtype)
+        z, stats = run_chain(chain.signature, x, shortcut, chain.parameters, chain.running)
+        update_running_stats(chain.norms, stats)
+        return z
+
+
+class FusedModule(nn.Module):
+    """The mixin in front of a module's own class; ``_fused`` maps ``training`` to a :class:`Plan`."""
+
+    _fused: dict[bool, Plan]
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the module's own forward with fused chains in it, or the module's own forward."""
+        plan = self._fused.get(self.training) if "_fused" in self.__dict__ else None
+        if plan is not None and len(args) == 1 and not kwargs and serves_input(args[0], self.training):
+            chains = prepare(self, plan)
+            if not isinstance(chains, str) and serves_dtype(chains, args[0]):
+                return plan.forward(self, PreparedChains(chains), args[0])
+        return super().forward(*args, **kwargs)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        _, _, *rest = super().__reduce_ex__(protocol)
+        return restore, (stock_class(type(self)),), *rest
+
+
+@functools.cache
+def fused_class(cls: type[nn.Module]) -> type[nn.Module]:
+    """Return the subclass of ``cls`` that a fused module gets; one for each class."""
+    return type(f"Fused{cls.__name__}", (FusedModule, cls), {"__module__": cls.__module__, "__doc__": cls.__doc__})
+
+
+def stock_class(cls: type) -> type:
+    """Return the class that :func:`fused_class` was given."""
+    return cls.__mro__[cls.__mro__.index(FusedModule) + 1]
+
+
+def restore(cls: type[nn.Module]) -> nn.Module:
+    """Make an empty fused module, for pickle and deepcopy to fill."""
+    fused = fused_class(cls)
+    return fused.__new__(fused)
+
+
+def serves_input(x: Any, training: bool) -> bool:
+    """Whether a call with this argument can be fused at all; asked before anything is read from the modules."""
+    compiling = torch.compiler.is_compiling()
+    return (
+        isinstance(x, Tensor)
+        and (compiling or type(x) is Tensor)
+        and x.dim() == 4
+        and x.numel() > 0
+        # an exported model for inference is plain aten, which never needs this package
+        and (training or not (compiling and torch.compiler.is_exporting()))
+        and not torch.jit.is_tracing()
+        and not torch._C._are_functorch_transforms_active()
+        and forward_ad._current_level < 0
+    )
+
+
+def serves_dtype(chains: list[PreparedChain], x: Tensor) -> bool:
+    """Whether stock convolutions would take ``x``: in the dtype of their weights, or cast by autocast."""
+    if torch.is_autocast_enabled(x.device.type):
+        return x.dtype in (torch.float32, torch.bfloat16, torch.float16)
+    return x.is_floating_point() and all(
+        p.dtype == x.dtype for chain in chains for p in chain.parameters if p.dim() == 4
+    )
+
+
+def prepare(module: nn.Module, plan: Plan) -> list[PreparedChain] | str:
+    """Read every chain of a plan from the module's children as they are now, or say why one cannot serve."""
+    for container in plan.containers:
+        if reason := _why_not_as_traced(module, container):
+            return reason
+    chains = []
+    for paths in plan.chains:
+        chain = _prepare_chain(module, paths, plan.engine)
+        if isinstance(chain, str):
+            return chain
+        chains.append(chain)
+    return chains
+
+
+def _prepare_chain(module: nn.Module, paths: ChainPaths, engine: str) -> PreparedChain | str:
+    parameters: list[Tensor] = []
+    running: list[Tensor] = []
+    norms: list[nn.Module] = []
+
+    def read(unit: UnitPaths) -> tuple | str:
+        conv_signature = None
+        if unit.conv is not None:
+            conv = child(module, unit.conv)
+            if reason := _why_not_plain(conv, unit.conv) or _why_not_conv(conv, unit.conv):
+                return reason
+            conv_signature = (conv.stride, conv.padding, conv.dilation, conv.groups, conv.bias is not None)
+            parameters.append(conv.weight)
+            if conv.bias is not None:
+                parameters.append(conv.bias)
+        norm = child(module, unit.norm)
+        if reason := _why_not_plain(norm, unit.norm) or _why_not_norm(norm, unit.norm):
+            return reason
+        batch_stats = not is_frozen_norm(norm) and (norm.training or norm.running_mean is None)
+        parameters.extend([p for p in (norm.weight, norm.bias) if p is not None])
+        if batch_stats:
+            norms.append(norm)
+        else:
+            running.extend([norm.running_mean, norm.running_var])
+        if isinstance(unit.act, tuple):
+            act = child(module, unit.act)
+            if reason := _why_not_plain(act, unit.act) or _why_not_type(act, nn.ReLU, unit.act):
+                return reason
+        affine = (norm.weight is not None, norm.bias is not None)
+        return conv_signature, *affine, batch_stats, float(norm.eps), unit.act is not None
+
+    units = []
+    for unit in paths.units:
+        signature = read(unit)
+        if isinstance(signature, str):
+            return signature
+        units.append(signature)
+    shortcut: Any = paths.shortcut
+    if isinstance(shortcut, UnitPaths):
+        shortcut = read(shortcut)
+        if isinstance(shortcut, str):
+            return shortcut
+    pool_signature = None
+    if paths.pool is not None:
+        pool = child(module, paths.pool)
+        if reason := _why_not_plain(pool, paths.pool) or _why_not_pool(pool, paths.pool):
+            return reason
+        pool_signature = (pair(pool.kernel_size), pair(pool.stride), pair(pool.padding))
+    for path in paths.passed:
+        passed = child(module, path)
+        if reason := _why_not_plain(passed, path) or _why_not_type(passed, nn.Identity, path):
+            return reason
+    return PreparedChain((tuple(units), shortcut, pool_signature, engine), parameters, running, norms)
+
+
+def child(module: nn.Module, path: Path) -> nn.Module:
+    """Return the descendant of ``module`` at ``path``."""
+    for name in path:
+        module = getattr(module, name)
+    return module
+
+
+def pair(value: int | tuple[int, ...]) -> tuple[int, int]:
+    """``(n, n)`` for an int, as torch's pooling layers read their geometry."""
+    return (value, value) if isinstance(value, int) else (value[0], value[1])
+
+
+def is_frozen_norm(norm: nn.Module) -> bool:
+    """Whether a module is torchvision's frozen batch norm, recognised without importing torchvision."""
+    return type(norm).__name__ == "FrozenBatchNorm2d"
+
+
+def _why_not_plain(module: nn.Module, path: Path) -> str | None:
+    if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks:
+        return f"{'.'.join(path)} has a hook"
+    if "forward" in module.__dict__:
+        return f"{'.'.join(path)} has a forward of its own"
+    return None
+
+
+def _why_not_type(module: nn.Module, cls: type, path: Path) -> str | None:
+    return None if type(module) is cls else f"{'.'.join(path)} is a {type(module).__name__}, not a {cls.__name__}"
+
+
+def _why_not_conv(conv: nn.Module, path: Path) -> str | None:
+    if reason := _why_not_type(conv, nn.Conv2d, path):
+        return reason
+    if conv.padding_mode != "zeros" or isinstance(conv.padding, str):
+        return f"{'.'.join(path)} has padding={conv.padding!r}, padding_mode={conv.padding_mode!r}"
+    return None
+
+
+def _why_not_norm(norm: nn.Module, path: Path) -> str | None:
+    return None if is_frozen_norm(norm) else _why_not_type(norm, nn.BatchNorm2d, path)
+
+
+def _why_not_pool(pool: nn.Module, path: Path) -> str | None:
+    if reason := _why_not_type(pool, nn.MaxPool2d, path):
+        return reason
+    if pool.return_indices or pool.ceil_mode or pair(pool.dilation) != (1, 1):
+        return f"{'.'.join(path)} has return_indices, ceil_mode or dilation"
+    kernel = pair(pool.kernel_size)
+    return f"{'.'.join(path)} has a window of more than 255" if kernel[0] * kernel[1] > 255 else None
+
+
+def _why_not_as_traced(module: nn.Module, container: Container) -> str | None:
+    name = ".".join(container.path) or "the module"
+    inner = child(module, container.path)
+    if container.path and type(inner) is not container.cls:
+        return f"{name} is a {type(inner).__name__}, was a {container.cls.__name__} when it was fused"
+    if container.path and (reason := _why_not_plain(inner, container.path)):
+        return reason
+    if tuple(inner._modules) != container.children:
+        return f"{name} has other children than when it was fused"
+    for child_name in container.children:
+        if (getattr(inner, child_name) is None) != (child_name in container.missing):
+            return f"{name}.{child_name} has changed since it was fused"
+    for attribute, value in container.attributes:
+        if getattr(inner, attribute, None) != value:
+            return f"{name}.{attribute} has changed since it was fused"
+    return None
+
+
+def update_running_stats(norms: list[nn.Module], stats: Sequence[Tensor]) -> None:
+    """Move the running statistics of batch norms in training, as ``torch.nn.BatchNorm2d`` does.
+
+    Parameters
+    ----------
+    norms
+        The norms of a chain that normalised by their batch, in its order.
+    stats
+        For each the mean and unbiased variance [2, C] of its batch.
+    """
+    for norm, (mean, var) in zip(norms, stats, strict=True):
+        if not norm.training or not norm.track_running_stats or norm.running_mean is None:
+            continue
+        weight = norm.momentum
+        if norm.num_batches_tracked is not None:
+            norm.num_batches_tracked.add_(1)
+            if weight is None:  # a cumulative average, counted on the device
+                weight = norm.num_batches_tracked.to(mean.dtype).reciprocal()
+        _lerp(norm.running_mean, mean, 0.0 if weight is None else weight)
+        _lerp(norm.running_var, var, 0.0 if weight is None else weight)
+
+
+def _lerp(running: Tensor, new: Tensor, weight: float | Tensor) -> None:
+    if running.dtype == new.dtype:
+        running.lerp_(new, weight)
+    else:
+        running.copy_(running.to(new.dtype).lerp(new, weight))

@@ -1,0 +1,176 @@
+"""A chain as one autograd node: an ``autograd.Function`` in eager mode, dispatcher operations in a traced program.
+
+Both run the bodies in :mod:`fused_resnet.chain`.  The Function costs a third of the operation's host time; the
+operations are opaque to ``torch.compile`` and ``torch.export``, which must not trace into the Function (a Function
+whose forward ends in a no-op ``.to`` or ``.contiguous`` has been seen to get all-zero gradients there).
+"""
+
+import contextlib
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import conv_backward_flop, conv_flop_count, register_flop_formula
+
+from fused_resnet import ops
+from fused_resnet.chain import Chain, backward, forward, make_chain, parse_chain
+from fused_resnet.ops.library import library
+
+DOUBLE_BACKWARD = (
+    "fused_resnet: the gradient of a gradient (create_graph=True) is not implemented for fused chains; "
+    "call fused_resnet.unfuse(model) first"
+)
+
+
+def run_chain(
+    signature: tuple, x: Tensor, shortcut: Tensor | None, parameters: Sequence[Tensor], running: Sequence[Tensor]
+) -> tuple[Tensor, Sequence[Tensor]]:
+    """Run a chain with autograd.
+
+    Parameters
+    ----------
+    signature
+        The chain, as :func:`fused_resnet.chain.make_chain` takes it.
+    x, shortcut, parameters, running
+        As in :func:`fused_resnet.chain.forward`.
+
+    Returns
+    -------
+    The output [N, C', H', W'] and the stats of :func:`fused_resnet.chain.forward`, which have no gradient.
+    """
+    if torch.compiler.is_compiling() or type(x) is not Tensor:
+        output, _, stats = torch.ops.fused_resnet.chain_forward(x, shortcut, parameters, running, repr(signature))
+        return output, stats
+    chain = make_chain(signature)
+    if torch.is_grad_enabled():
+        output, *stats = _ChainFunction.apply(chain, len(parameters), x, shortcut, *parameters, *running)
+    else:
+        output, _, stats = _forward(chain, x, shortcut, parameters, running)
+    return output, stats
+
+
+def _forward(chain, x, shortcut, parameters, running) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    k = ops.kernels(chain.engine, x.device.type, x.dtype)
+    with _without_autocast(x):
+        return forward(chain, x, shortcut, parameters, running, k)
+
+
+def _backward(chain, grad, x, shortcut, output, parameters, saved, needs_grad) -> list[Tensor | None]:
+    k = ops.kernels(chain.engine, x.device.type, x.dtype)
+    with _without_autocast(x):
+        return backward(chain, grad, x, shortcut, output, parameters, saved, needs_grad, k)
+
+
+def _without_autocast(x: Tensor) -> contextlib.AbstractContextManager:
+    if torch.is_autocast_enabled(x.device.type):
+        return torch.autocast(x.device.type, enabled=False)
+    return contextlib.nullcontext()
+
+
+class _ChainFunction(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, chain: Chain, n_parameters: int, x: Tensor, shortcut: Tensor | None, *tensors: Tensor):
+        parameters, running = tensors[:n_parameters], tensors[n_parameters:]
+        output, saved, stats = _forward(chain, x, shortcut, parameters, running)
+        ctx.chain, ctx.n_parameters, ctx.n_running = chain, n_parameters, len(running)
+        ctx.set_materialize_grads(False)
+        ctx.mark_non_differentiable(*stats)
+        ctx.save_for_backward(x, shortcut, output if chain.masks_by_output else None, *parameters, *saved)
+        return output, *stats
+
+    @staticmethod
+    def backward(ctx, grad, *_):
+        none = (None,) * ctx.n_running
+        if grad is None:
+            return None, None, None, None, *((None,) * ctx.n_parameters), *none
+        tensors = ctx.saved_tensors
+        _, _, *needs_grad = ctx.needs_input_grad[: 4 + ctx.n_parameters]
+        gradients = _ChainBackward.apply if torch.is_grad_enabled() else _run_backward
+        return None, None, *gradients(ctx.chain, ctx.n_parameters, needs_grad, grad, *tensors), *none
+
+
+def _run_backward(chain, n_parameters, needs_grad, grad, x, shortcut, output, *tensors) -> tuple[Tensor | None, ...]:
+    parameters, saved = tensors[:n_parameters], tensors[n_parameters:]
+    return tuple(_backward(chain, grad, x, shortcut, output, parameters, saved, needs_grad))
+
+
+class _ChainBackward(torch.autograd.Function):
+    """The gradients, as a node that refuses to be differentiated: ``once_differentiable`` would go silently wrong."""
+
+    @staticmethod
+    def forward(ctx, *args):
+        return _run_backward(*args)
+
+    @staticmethod
+    def backward(ctx, *_):
+        raise RuntimeError(DOUBLE_BACKWARD)
+
+
+library.define(
+    "chain_forward(Tensor x, Tensor? shortcut, Tensor[] parameters, Tensor[] running, str chain)"
+    " -> (Tensor output, Tensor[] saved, Tensor[] stats)"
+)
+library.define(
+    "chain_backward(Tensor grad, Tensor x, Tensor? shortcut, Tensor? output, Tensor[] parameters, Tensor[] saved,"
+    " bool[] needs_grad, str chain) -> Tensor[]"
+)
+
+
+def _chain_forward(x, shortcut, parameters, running, chain: str):
+    return _forward(parse_chain(chain), x, shortcut, parameters, running)
+
+
+def _chain_forward_fake(x, shortcut, parameters, running, chain: str):
+    return forward(parse_chain(chain), x, shortcut, parameters, running, ops.dispatched())
+
+
+def _chain_backward(grad, x, shortcut, output, parameters, saved, needs_grad, chain: str):
+    gradients = _backward(parse_chain(chain), grad, x, shortcut, output, parameters, saved, needs_grad)
+    return [gradient for gradient in gradients if gradient is not None]
+
+
+def _chain_backward_fake(grad, x, shortcut, output, parameters, saved, needs_grad, chain: str):
+    k = ops.dispatched()
+    gradients = backward(parse_chain(chain), grad, x, shortcut, output, parameters, saved, needs_grad, k)
+    return [gradient for gradient in gradients if gradient is not None]
+
+
+def _setup_context(ctx, inputs, output):
+    x, shortcut, parameters, running, ctx.chain = inputs
+    z, saved, stats = output
+    ctx.n_parameters, ctx.n_running = len(parameters), len(running)
+    ctx.set_materialize_grads(False)
+    ctx.mark_non_differentiable(*saved, *stats)
+    ctx.save_for_backward(
+        x, shortcut, z if parse_chain(ctx.chain).masks_by_output else None, *parameters, *saved
+    )
+
+
+def _chain_autograd(ctx, grad, *_):
+    none = [None] * ctx.n_running
+    if grad is None:
+        return None, None, [None] * ctx.n_parameters, none, None
+    x, shortcut, output, *tensors = ctx.saved_tensors
+    parameters, saved = tensors[: ctx.n_parameters], tensors[ctx.n_parameters :]
+    needs_x, needs_shortcut, needs_parameters, *_ = ctx.needs_input_grad
+    needs_grad = [needs_x, needs_shortcut, *needs_parameters]
+    computed = iter(
+        torch.ops.fused_resnet.chain_backward(
+            grad, x, shortcut, output, parameters, saved, needs_grad, ctx.chain
+        )
+    )
+    dx, d_shortcut, *gradients = [next(computed) if needed else None for needed in needs_grad]
+    return dx, d_shortcut, gradients, none, None
+
+
+def _refuse(ctx, *_: Any):
+    raise RuntimeError(DOUBLE_BACKWARD)
+
+
+library.impl("chain_forward", _chain_forward, "CompositeExplicitAutograd")
+library.impl("chain_backward", _chain_backward, "CompositeExplicitAutograd")
+torch.library.register_fake("fused_resnet::chain_forward", _chain_forward_fake, lib=library)
+torch.library.register_fake("fused_resnet::chain_backward", _chain_backward_fake, lib=library)
+torch.library.register_autograd("fused_resnet::chain_forward", _chain_autograd, setup_context=_setup_context, lib=library)
+torch.library.register_autograd("fused_resnet::chain_backward", _refuse, lib=library)

@@ -1,0 +1,86 @@
+"""Batch norm with an optional second branch and ReLU: statistics, apply, and the two passes of its backward."""
+
+import torch
+from torch import Tensor
+
+from fused_resnet.ops.batch_norm_act import reference
+from fused_resnet.ops.library import accumulation_dtype
+
+__all__ = ["OPERATIONS", "reference"]
+
+
+def _fake_stats(x: Tensor) -> Tensor:
+    return x.new_empty(2, x.shape[1], dtype=accumulation_dtype(x.dtype))
+
+
+def _fake_affine(moments: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
+    return torch.empty_like(moments)
+
+
+def _fake_act(
+    x: Tensor, affine: Tensor, residual: Tensor | None, residual_affine: Tensor | None, relu: bool
+) -> Tensor:
+    return torch.empty_like(x)
+
+
+def _fake_reduce(
+    grad: Tensor,
+    x: Tensor,
+    moments: Tensor,
+    affine: Tensor,
+    z: Tensor | None,
+    residual: Tensor | None,
+    residual_moments: Tensor | None,
+    relu: bool,
+    write_masked: bool,
+) -> tuple[Tensor, Tensor]:
+    sums = moments.new_empty(2 if residual is None else 4, x.shape[1])
+    return sums, torch.empty_like(grad) if write_masked else grad.new_empty(0)
+
+
+def _fake_coefficients(
+    sums: Tensor, moments: Tensor, weight: Tensor | None, eps: float, count: int, batch_stats: bool
+) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(moments), moments.new_empty(3, moments.shape[1])
+
+
+def _fake_backward(
+    grad: Tensor,
+    x: Tensor,
+    affine: Tensor,
+    coefficients: Tensor,
+    z: Tensor | None,
+    residual: Tensor | None,
+    residual_coefficients: Tensor | None,
+    relu: bool,
+    write_masked: bool,
+) -> tuple[Tensor, Tensor]:
+    if residual is not None:
+        return torch.empty_like(x), torch.empty_like(residual)
+    return torch.empty_like(x), torch.empty_like(grad) if write_masked else grad.new_empty(0)
+
+
+# name -> (schema, fake)
+OPERATIONS = {
+    "batch_norm_stats": ("(Tensor x) -> Tensor", _fake_stats),
+    "batch_norm_affine": ("(Tensor moments, Tensor? weight, Tensor? bias, float eps) -> Tensor", _fake_affine),
+    "batch_norm_act": (
+        "(Tensor x, Tensor affine, Tensor? residual, Tensor? residual_affine, bool relu) -> Tensor",
+        _fake_act,
+    ),
+    "batch_norm_act_reduce": (
+        "(Tensor grad, Tensor x, Tensor moments, Tensor affine, Tensor? z, Tensor? residual,"
+        " Tensor? residual_moments, bool relu, bool write_masked) -> (Tensor, Tensor)",
+        _fake_reduce,
+    ),
+    "batch_norm_coefficients": (
+        "(Tensor sums, Tensor moments, Tensor? weight, float eps, SymInt count, bool batch_stats)"
+        " -> (Tensor, Tensor)",
+        _fake_coefficients,
+    ),
+    "batch_norm_act_backward": (
+        "(Tensor grad, Tensor x, Tensor affine, Tensor coefficients, Tensor? z, Tensor? residual,"
+        " Tensor? residual_coefficients, bool relu, bool write_masked) -> (Tensor, Tensor)",
+        _fake_backward,
+    ),
+}

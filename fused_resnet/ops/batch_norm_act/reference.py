@@ -1,0 +1,148 @@
+"""Batch norm, optional second branch and ReLU, in plain torch: the definition that every engine is tested against.
+
+Shapes: activations are ``[N, C, H, W]`` in float32, bfloat16, float16 or float64, dense in either memory format.
+Per-channel tensors are float32 (float64 for float64 activations), contiguous, and stacked into one tensor each:
+
+=================  ======  ============================================================
+name               shape   rows
+=================  ======  ============================================================
+``moments``        [2, C]  mean, biased variance
+``affine``         [2, C]  scale ``a``, shift ``b``; the normalised output is ``a·x + b``
+``sums``           [2, C]  ΣG, ΣG·(x − mean); four rows where there are two branches
+``gradients``      [2, C]  dγ, dβ
+``coefficients``   [3, C]  a, c1, c0; the input's gradient is ``a·G + c1·x + c0``
+=================  ======  ============================================================
+
+Everything per element is computed in the accumulation dtype and rounded once; everything per channel in float64.
+"""
+
+import torch
+from torch import Tensor
+
+from fused_resnet.ops.library import accumulation_dtype
+
+
+def batch_norm_stats(x: Tensor) -> Tensor:
+    """``mean = Σx/m``, ``var = Σ(x − mean)²/m`` of every channel, ``m = N·H·W``; returns moments [2, C]."""
+    var, mean = torch.var_mean(x.to(accumulation_dtype(x.dtype)), dim=(0, 2, 3), correction=0)
+    return torch.stack((mean, var))
+
+
+def batch_norm_affine(moments: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
+    """``a = γ/√(var + eps)``, ``b = β − mean·a``; returns affine [2, C].
+
+    ``b`` is made from the rounded ``a``, so that the two errors cancel where ``|mean| ≫ std``.
+    """
+    mean, var = moments.double()
+    scale = (var + eps).rsqrt()
+    if weight is not None:
+        scale = scale * weight.double()
+    shift = -mean * scale.to(moments.dtype).double()
+    if bias is not None:
+        shift = shift + bias.double()
+    return torch.stack((scale, shift)).to(moments.dtype)
+
+
+def batch_norm_act(
+    x: Tensor, affine: Tensor, residual: Tensor | None, residual_affine: Tensor | None, relu: bool
+) -> Tensor:
+    """``z = act(a·x + b + R)``: ``R`` is 0, the residual, or ``a_r·residual + b_r`` where ``residual_affine`` is given."""
+    z = _scale_shift(x, affine)
+    if residual is not None:
+        z = z + (residual if residual_affine is None else _scale_shift(residual, residual_affine))
+    return (z.relu() if relu else z).to(x.dtype)
+
+
+def batch_norm_act_reduce(
+    grad: Tensor,
+    x: Tensor,
+    moments: Tensor,
+    affine: Tensor,
+    z: Tensor | None,
+    residual: Tensor | None,
+    residual_moments: Tensor | None,
+    relu: bool,
+    write_masked: bool,
+) -> tuple[Tensor, Tensor]:
+    """``ΣG`` and ``ΣG·(x − mean)`` of every channel; returns (sums [2, C] or [4, C], masked).
+
+    ``G`` is ``grad``, or 0 where ``relu`` and ``z <= 0`` (NaN passes, as in stock torch).  Without ``z`` the sign is
+    taken from ``a·x + b``.  With ``residual`` two further rows hold the second branch's sums.  ``masked`` is ``G`` in
+    the dtype of ``grad`` where ``write_masked``, and empty otherwise.
+    """
+    masked = _mask(grad, x, affine, z, relu)
+    rows = _sums(masked, x, moments)
+    if residual is not None:
+        rows += _sums(masked, residual, residual_moments)
+    return torch.stack(rows), masked.to(grad.dtype) if write_masked else grad.new_empty(0)
+
+
+def batch_norm_coefficients(
+    sums: Tensor, moments: Tensor, weight: Tensor | None, eps: float, count: int, batch_stats: bool
+) -> tuple[Tensor, Tensor]:
+    """Finalise the sums of one branch; returns (gradients [2, C], coefficients [3, C]).
+
+    ``dβ = ΣG``, ``dγ = rstd·ΣG·(x − mean)``, ``c1 = −a·rstd·dγ/m``, ``c0 = −a·dβ/m − c1·mean``, with ``m = count``.
+    Where the statistics are not the batch's own (``batch_stats`` false), ``c1 = c0 = 0``.
+    """
+    mean, var = moments.double()
+    sum_grad, sum_centred = sums.double()
+    rstd = (var + eps).rsqrt()
+    scale = rstd if weight is None else rstd * weight.double()
+    grad_weight = rstd * sum_centred
+    if batch_stats:
+        c1 = (-scale * rstd * grad_weight / count).to(moments.dtype).double()
+        c0 = -scale * sum_grad / count - c1 * mean
+    else:
+        c1 = c0 = torch.zeros_like(scale)
+    gradients = torch.stack((grad_weight, sum_grad)).to(moments.dtype)
+    return gradients, torch.stack((scale, c1, c0)).to(moments.dtype)
+
+
+def batch_norm_act_backward(
+    grad: Tensor,
+    x: Tensor,
+    affine: Tensor,
+    coefficients: Tensor,
+    z: Tensor | None,
+    residual: Tensor | None,
+    residual_coefficients: Tensor | None,
+    relu: bool,
+    write_masked: bool,
+) -> tuple[Tensor, Tensor]:
+    """``dx = a·G + c1·x + c0``, with ``G`` as in :func:`batch_norm_act_reduce`; returns (dx, second).
+
+    ``second`` is ``a_r·G + c1_r·residual + c0_r`` where there is a second branch, ``G`` where ``write_masked``, and
+    empty otherwise.
+    """
+    masked = _mask(grad, x, affine, z, relu)
+    if residual is not None:
+        second = _input_gradient(masked, residual, residual_coefficients).to(residual.dtype)
+    else:
+        second = masked.to(grad.dtype) if write_masked else grad.new_empty(0)
+    return _input_gradient(masked, x, coefficients).to(x.dtype), second
+
+
+def _channels(row: Tensor) -> Tensor:
+    return row.view(1, -1, 1, 1)
+
+
+def _scale_shift(x: Tensor, affine: Tensor) -> Tensor:
+    return torch.addcmul(_channels(affine[1]), x.to(affine.dtype), _channels(affine[0]))
+
+
+def _mask(grad: Tensor, x: Tensor, affine: Tensor, z: Tensor | None, relu: bool) -> Tensor:
+    grad = grad.to(affine.dtype)
+    if not relu:
+        return grad
+    return grad.masked_fill((_scale_shift(x, affine) if z is None else z) <= 0, 0)
+
+
+def _sums(grad: Tensor, x: Tensor, moments: Tensor) -> list[Tensor]:
+    centred = x.to(moments.dtype) - _channels(moments[0])
+    return [grad.sum((0, 2, 3)), (grad * centred).sum((0, 2, 3))]
+
+
+def _input_gradient(grad: Tensor, x: Tensor, coefficients: Tensor) -> Tensor:
+    a, c1, c0 = map(_channels, coefficients)
+    return a * grad + torch.addcmul(c0, c1, x.to(coefficients.dtype))
