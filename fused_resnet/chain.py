@@ -265,7 +265,7 @@ def backward(
         """``G``, its sums, dγ, dβ and ``dy`` of a unit, or of two that end in one add; returns (dy, second)."""
         i, j = branches[0], branches[1] if len(branches) > 1 else None
         y, moments, affine = y_of(i), kept[i].moments, kept[i].affine
-        y_j, moments_j = (None, None) if j is None else (y_of(j), kept[j].moments)
+        y_j, moments_j = (None, None) if j is None else (_dense_like(y_of(j), y), kept[j].moments)
         grad = _dense_like(grad, y)
         masked = None
         if any(wanted[b].weight or wanted[b].bias or (wants_y and chain.all_units[b].batch_stats) for b in branches):
