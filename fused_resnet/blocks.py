@@ -19,6 +19,7 @@ from torch.autograd import forward_ad
 from fused_resnet.chain_ops import run_chain
 
 Path = tuple[str, ...]
+Signature = tuple[Any, ...]
 
 FUNCTION = "function"
 
@@ -32,12 +33,18 @@ class UnitPaths(NamedTuple):
 
 
 class ChainPaths(NamedTuple):
-    """Where a chain's modules are; ``shortcut`` is None, IDENTITY or a projection; ``passed`` are its nn.Identity."""
+    """Where a chain's modules are; ``shortcut`` is None, IDENTITY or a projection."""
 
     units: tuple[UnitPaths, ...]
     shortcut: UnitPaths | str | None
     pool: Path | None
-    passed: tuple[Path, ...]
+
+    @property
+    def modules(self) -> tuple[Path, ...]:
+        """The paths of all modules that the chain runs."""
+        units = [unit for unit in (*self.units, self.shortcut) if isinstance(unit, UnitPaths)]
+        paths = [path for unit in units for path in unit if isinstance(path, tuple)]
+        return (*paths, *([] if self.pool is None else [self.pool]))
 
 
 class Container(NamedTuple):
@@ -60,6 +67,8 @@ class Plan:
         The chains, in the order in which they run.
     containers
         What must still be as it was when the forward was traced.
+    identities
+        The nn.Identity that were left out of the source.
     source
         Python source of ``forward(self, chains, x)``, written from the trace: the module's own forward, with
         ``chains.run(i, x, shortcut)`` in the place of each chain.
@@ -69,6 +78,7 @@ class Plan:
 
     chains: tuple[ChainPaths, ...]
     containers: tuple[Container, ...]
+    identities: tuple[Path, ...]
     source: str
     engine: str
     forward: Callable[..., Any] = field(init=False, repr=False, compare=False)
@@ -79,16 +89,16 @@ class Plan:
         object.__setattr__(self, "forward", namespace["forward"])
 
     def __reduce__(self) -> Any:
-        return Plan, (self.chains, self.containers, self.source, self.engine)
+        return Plan, (self.chains, self.containers, self.identities, self.source, self.engine)
 
 
 class PreparedChain(NamedTuple):
     """A chain's geometry, parameters and statistics, read from the modules at the start of a call."""
 
-    signature: tuple
+    signature: Signature
     parameters: list[Tensor]
     running: list[Tensor]
-    norms: list[nn.Module]
+    norms: list[Any]
 
 
 class PreparedChains:
@@ -124,12 +134,12 @@ class FusedModule(nn.Module):
         return super().forward(*args, **kwargs)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        _, _, *rest = super().__reduce_ex__(protocol)
-        return restore, (stock_class(type(self)),), *rest
+        reduced: Any = super().__reduce_ex__(protocol)
+        return restore, (stock_class(type(self)),), *reduced[2:]
 
 
 @functools.cache
-def fused_class(cls: type[nn.Module]) -> type[nn.Module]:
+def fused_class(cls: Any) -> Any:
     """Return the subclass of ``cls`` that a fused module gets; one for each class."""
     return type(f"Fused{cls.__name__}", (FusedModule, cls), {"__module__": cls.__module__, "__doc__": cls.__doc__})
 
@@ -142,7 +152,8 @@ def stock_class(cls: type) -> type:
 def restore(cls: type[nn.Module]) -> nn.Module:
     """Make an empty fused module, for pickle and deepcopy to fill."""
     fused = fused_class(cls)
-    return fused.__new__(fused)
+    module: nn.Module = fused.__new__(fused)
+    return module
 
 
 def serves_input(x: Any, training: bool) -> bool:
@@ -155,7 +166,7 @@ def serves_input(x: Any, training: bool) -> bool:
         and x.numel() > 0
         # an exported model for inference is plain aten, which never needs this package
         and (training or not (compiling and torch.compiler.is_exporting()))
-        and not torch.jit.is_tracing()
+        and not torch._C._get_tracing_state()
         and not torch._C._are_functorch_transforms_active()
         and forward_ad._current_level < 0
     )
@@ -175,6 +186,10 @@ def prepare(module: nn.Module, plan: Plan) -> list[PreparedChain] | str:
     for container in plan.containers:
         if reason := _why_not_as_traced(module, container):
             return reason
+    for path in plan.identities:
+        identity = child(module, path)
+        if reason := _why_not_plain(identity, path) or _why_not_type(identity, nn.Identity, path):
+            return reason
     chains = []
     for paths in plan.chains:
         chain = _prepare_chain(module, paths, plan.engine)
@@ -187,9 +202,9 @@ def prepare(module: nn.Module, plan: Plan) -> list[PreparedChain] | str:
 def _prepare_chain(module: nn.Module, paths: ChainPaths, engine: str) -> PreparedChain | str:
     parameters: list[Tensor] = []
     running: list[Tensor] = []
-    norms: list[nn.Module] = []
+    norms: list[Any] = []
 
-    def read(unit: UnitPaths) -> tuple | str:
+    def read(unit: UnitPaths) -> Signature | str:
         conv_signature = None
         if unit.conv is not None:
             conv = child(module, unit.conv)
@@ -232,14 +247,10 @@ def _prepare_chain(module: nn.Module, paths: ChainPaths, engine: str) -> Prepare
         if reason := _why_not_plain(pool, paths.pool) or _why_not_pool(pool, paths.pool):
             return reason
         pool_signature = (pair(pool.kernel_size), pair(pool.stride), pair(pool.padding))
-    for path in paths.passed:
-        passed = child(module, path)
-        if reason := _why_not_plain(passed, path) or _why_not_type(passed, nn.Identity, path):
-            return reason
     return PreparedChain((tuple(units), shortcut, pool_signature, engine), parameters, running, norms)
 
 
-def child(module: nn.Module, path: Path) -> nn.Module:
+def child(module: nn.Module, path: Path) -> Any:
     """Return the descendant of ``module`` at ``path``."""
     for name in path:
         module = getattr(module, name)
@@ -256,7 +267,7 @@ def is_frozen_norm(norm: nn.Module) -> bool:
     return type(norm).__name__ == "FrozenBatchNorm2d"
 
 
-def _why_not_plain(module: nn.Module, path: Path) -> str | None:
+def _why_not_plain(module: Any, path: Path) -> str | None:
     if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks:
         return f"{'.'.join(path)} has a hook"
     if "forward" in module.__dict__:
@@ -268,7 +279,7 @@ def _why_not_type(module: nn.Module, cls: type, path: Path) -> str | None:
     return None if type(module) is cls else f"{'.'.join(path)} is a {type(module).__name__}, not a {cls.__name__}"
 
 
-def _why_not_conv(conv: nn.Module, path: Path) -> str | None:
+def _why_not_conv(conv: Any, path: Path) -> str | None:
     if reason := _why_not_type(conv, nn.Conv2d, path):
         return reason
     if conv.padding_mode != "zeros" or isinstance(conv.padding, str):
@@ -276,11 +287,11 @@ def _why_not_conv(conv: nn.Module, path: Path) -> str | None:
     return None
 
 
-def _why_not_norm(norm: nn.Module, path: Path) -> str | None:
+def _why_not_norm(norm: Any, path: Path) -> str | None:
     return None if is_frozen_norm(norm) else _why_not_type(norm, nn.BatchNorm2d, path)
 
 
-def _why_not_pool(pool: nn.Module, path: Path) -> str | None:
+def _why_not_pool(pool: Any, path: Path) -> str | None:
     if reason := _why_not_type(pool, nn.MaxPool2d, path):
         return reason
     if pool.return_indices or pool.ceil_mode or pair(pool.dilation) != (1, 1):
@@ -307,7 +318,7 @@ def _why_not_as_traced(module: nn.Module, container: Container) -> str | None:
     return None
 
 
-def update_running_stats(norms: list[nn.Module], stats: Sequence[Tensor]) -> None:
+def update_running_stats(norms: list[Any], stats: Sequence[Tensor]) -> None:
     """Move the running statistics of batch norms in training, as ``torch.nn.BatchNorm2d`` does.
 
     Parameters

@@ -89,7 +89,7 @@ class Chain(NamedTuple):
 
 
 @functools.cache
-def make_chain(signature: tuple) -> Chain:
+def make_chain(signature: tuple[Any, ...]) -> Chain:
     """Name the parts of a chain given as nested plain tuples (which a traced program can build and print)."""
     units, shortcut, pool, engine = signature
     if isinstance(shortcut, tuple):
@@ -97,7 +97,7 @@ def make_chain(signature: tuple) -> Chain:
     return Chain(tuple(map(_make_unit, units)), shortcut, Pool(*pool) if pool else None, engine)
 
 
-def _make_unit(signature: tuple) -> Unit:
+def _make_unit(signature: tuple[Any, ...]) -> Unit:
     conv, *rest = signature
     return Unit(Conv(*conv) if conv else None, *rest)
 
@@ -152,6 +152,15 @@ def split_saved(chain: Chain, x: Tensor, parameters: list[Parameters], flat: Ite
         )
         for unit, p in zip(chain.all_units, parameters, strict=True)
     ]
+
+
+def wants_input(chain: Chain, needs_grad: Sequence[bool], shortcut: Tensor | None) -> list[bool]:
+    """Return for every unit whether anything in front of it wants a gradient; ``needs_grad`` as in :func:`backward`."""
+    wants_x, wants_shortcut, *wants = needs_grad
+    in_front = [wants_x]
+    for unit in split_parameters(chain, wants)[: len(chain.units) - 1]:
+        in_front.append(in_front[-1] or any(unit))
+    return [*in_front, wants_x if shortcut is None else wants_shortcut][: len(chain.all_units)]
 
 
 def forward(
@@ -318,10 +327,7 @@ def backward(
     def rebuild(i: int) -> Tensor:
         return k.batch_norm_act(y_of(i), kept[i].affine, None, None, chain.units[i].relu)
 
-    # whether anything in front of a unit wants a gradient
-    in_front = [wants_x]
-    for w in wanted[: len(chain.units) - 1]:
-        in_front.append(in_front[-1] or any(w))
+    in_front = wants_input(chain, needs_grad, shortcut)
 
     def wants_y(i: int, wants_z: bool) -> bool:
         return wants_z or bool(wanted[i].conv_weight or wanted[i].conv_bias)

@@ -11,10 +11,19 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import conv_backward_flop, conv_flop_count, register_flop_formula
+from torch.utils.flop_counter import register_flop_formula
 
 from fused_resnet import ops
-from fused_resnet.chain import Chain, backward, forward, make_chain, parse_chain
+from fused_resnet.chain import (
+    Chain,
+    backward,
+    forward,
+    make_chain,
+    parse_chain,
+    split_parameters,
+    split_saved,
+    wants_input,
+)
 from fused_resnet.ops.library import library
 
 DOUBLE_BACKWARD = (
@@ -24,7 +33,11 @@ DOUBLE_BACKWARD = (
 
 
 def run_chain(
-    signature: tuple, x: Tensor, shortcut: Tensor | None, parameters: Sequence[Tensor], running: Sequence[Tensor]
+    signature: tuple[Any, ...],
+    x: Tensor,
+    shortcut: Tensor | None,
+    parameters: Sequence[Tensor],
+    running: Sequence[Tensor],
 ) -> tuple[Tensor, Sequence[Tensor]]:
     """Run a chain with autograd.
 
@@ -142,9 +155,7 @@ def _setup_context(ctx, inputs, output):
     ctx.n_parameters, ctx.n_running = len(parameters), len(running)
     ctx.set_materialize_grads(False)
     ctx.mark_non_differentiable(*saved, *stats)
-    ctx.save_for_backward(
-        x, shortcut, z if parse_chain(ctx.chain).masks_by_output else None, *parameters, *saved
-    )
+    ctx.save_for_backward(x, shortcut, z if parse_chain(ctx.chain).masks_by_output else None, *parameters, *saved)
 
 
 def _chain_autograd(ctx, grad, *_):
@@ -156,9 +167,7 @@ def _chain_autograd(ctx, grad, *_):
     needs_x, needs_shortcut, needs_parameters, *_ = ctx.needs_input_grad
     needs_grad = [needs_x, needs_shortcut, *needs_parameters]
     computed = iter(
-        torch.ops.fused_resnet.chain_backward(
-            grad, x, shortcut, output, parameters, saved, needs_grad, ctx.chain
-        )
+        torch.ops.fused_resnet.chain_backward(grad, x, shortcut, output, parameters, saved, needs_grad, ctx.chain)
     )
     dx, d_shortcut, *gradients = [next(computed) if needed else None for needed in needs_grad]
     return dx, d_shortcut, gradients, none, None
@@ -172,5 +181,29 @@ library.impl("chain_forward", _chain_forward, "CompositeExplicitAutograd")
 library.impl("chain_backward", _chain_backward, "CompositeExplicitAutograd")
 torch.library.register_fake("fused_resnet::chain_forward", _chain_forward_fake, lib=library)
 torch.library.register_fake("fused_resnet::chain_backward", _chain_backward_fake, lib=library)
-torch.library.register_autograd("fused_resnet::chain_forward", _chain_autograd, setup_context=_setup_context, lib=library)
+torch.library.register_autograd(
+    "fused_resnet::chain_forward", _chain_autograd, setup_context=_setup_context, lib=library
+)
 torch.library.register_autograd("fused_resnet::chain_backward", _refuse, lib=library)
+
+
+@register_flop_formula(torch.ops.fused_resnet.chain_forward, get_raw=True)
+def _chain_forward_flop(x, shortcut, parameters, running, chain: str, *, out_val, **_) -> int:
+    return sum(_conv_flops(parse_chain(chain), x, parameters, out_val[1]))
+
+
+@register_flop_formula(torch.ops.fused_resnet.chain_backward, get_raw=True)
+def _chain_backward_flop(grad, x, shortcut, output, parameters, saved, needs_grad, chain: str, **_) -> int:
+    parsed = parse_chain(chain)
+    wanted = split_parameters(parsed, needs_grad[2:])
+    passes = [
+        bool(w.conv_weight) + bool(z) for w, z in zip(wanted, wants_input(parsed, needs_grad, shortcut), strict=True)
+    ]
+    return sum(n * flop for n, flop in zip(passes, _conv_flops(parsed, x, parameters, saved), strict=True))
+
+
+def _conv_flops(chain: Chain, x: Tensor, parameters: Sequence[Tensor], saved: Sequence[Tensor]) -> list[int]:
+    """Return the floating-point operations of every unit's convolution: 2·K for each output, K inputs behind it."""
+    by_unit = split_parameters(chain, parameters)
+    units = zip(by_unit, split_saved(chain, x, by_unit, saved), strict=True)
+    return [0 if s.y is None else 2 * s.y.numel() * p.conv_weight[0].numel() for p, s in units]

@@ -58,15 +58,22 @@ def why_not(engine: str, device_type: str, dtype: torch.dtype | None = None) -> 
         return f"its kernels run on the CPU, the activations are on {device_type!r}"
     if dtype is not None and dtype not in CPU_DTYPES:
         return f"its kernels take {', '.join(str(d).removeprefix('torch.') for d in CPU_DTYPES)}, not {dtype}"
-    return load_cpu_library()
+    return load_cpu_library() or _wrong.get(engine)
+
+
+# engines whose self-check failed on this machine, and how
+_wrong: dict[str, str] = {}
+
+
+def rule_out(engine: str, reason: str) -> None:
+    """Let ``engine`` serve nothing in this process from now on: it gives wrong numbers on this machine."""
+    _wrong[engine] = reason
+    choose.cache_clear()
 
 
 @functools.cache
 def load_cpu_library() -> str | None:
-    """Load the native CPU kernels once; return why that is impossible, or None.
-
-    A library that loads but gives wrong numbers on this machine counts as impossible, too (see :func:`self_check`).
-    """
+    """Load the native CPU kernels once; return why that is impossible, or None."""
     if not CPU_LIBRARY.exists():
         reason = build_record().get("left_out", "this installation was made without it")
         return f"the native library {CPU_LIBRARY.name} is missing: {reason}"

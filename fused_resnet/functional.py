@@ -3,7 +3,8 @@
 They are chains of one unit: what :mod:`fused_resnet.chain` does for a block, for one's own forward.
 """
 
-import torch
+from typing import Any
+
 from torch import Tensor
 
 from fused_resnet.chain import IDENTITY
@@ -86,13 +87,13 @@ def batch_norm_act(
     for name, norm in zip(names, norms, strict=True):
         _check_norm(name, norm, x, training)
 
-    def unit(norm: Norm, relu: bool) -> tuple:
+    def unit(norm: Norm, relu: bool) -> tuple[Any, ...]:
         return None, norm[2] is not None, norm[3] is not None, training, float(eps), relu
 
     main = unit(norms[0], act == "relu")
     shortcut = None if residual is None else IDENTITY if residual_norm is None else unit(residual_norm, False)
     parameters = [p for norm in norms for p in norm[2:] if p is not None]
-    running = [] if training else [p for norm in norms for p in norm[:2]]
+    running = [] if training else [p for norm in norms for p in norm[:2] if p is not None]
     z, stats = run_chain(((main,), shortcut, None, engine), x, residual, parameters, running)
     for (mean, var, *_), new in zip(norms, stats, strict=False):
         if mean is not None and var is not None:

@@ -9,7 +9,9 @@ add implementations to them.
 """
 
 import functools
+import itertools
 from types import SimpleNamespace
+from typing import Any
 
 import torch
 
@@ -41,7 +43,61 @@ def kernels(engine: str, device_type: str, dtype: torch.dtype) -> SimpleNamespac
 def dispatched() -> SimpleNamespace:
     """Return every operation as torch's dispatcher knows it: native kernels for real tensors, shapes for fake ones."""
     return SimpleNamespace(
-        **{
-            name: getattr(torch.ops.fused_resnet, name).default for folder in FOLDERS for name in folder.OPERATIONS
-        }
+        **{name: getattr(torch.ops.fused_resnet, name).default for folder in FOLDERS for name in folder.OPERATIONS}
     )
+
+
+@functools.cache
+def self_check() -> dict[str, str | None]:
+    """Run the native kernels once, on small tensors, against the definition; an engine that is wrong is ruled out.
+
+    Returns the engines checked, each with None or what was wrong.  ``fuse`` asks for it, never a forward: a check
+    there would break the capture of a CUDA graph.
+    """
+    checked: dict[str, str | None] = {}
+    if engines.why_not("cpu", "cpu") is None:
+        checked["cpu"] = _first_wrong(dispatched(), "cpu", engines.CPU_DTYPES)
+        if checked["cpu"] is not None:
+            engines.rule_out("cpu", f"its self-check failed: {checked['cpu']}")
+            kernels.cache_clear()
+    return checked
+
+
+def _first_wrong(k: SimpleNamespace, device: str, dtypes: tuple[torch.dtype, ...]) -> str | None:
+    """Return the first operation whose result is not the definition's, up to rounding, or None."""
+    reference = kernels("reference", device, torch.float32)
+    generator = torch.Generator().manual_seed(0)
+    for dtype, memory_format in itertools.product(dtypes, (torch.channels_last, torch.contiguous_format)):
+        shape = (3, 19, 5, 7)  # no vector length divides it
+
+        x, grad, residual = (
+            values.to(device, dtype, memory_format=memory_format)
+            for values in torch.randn(3, *shape, generator=generator)
+        )
+        weight, bias = (torch.randn(shape[1], generator=generator).to(device) for _ in range(2))
+        moments = reference.batch_norm_stats(x)
+        affine = reference.batch_norm_affine(moments, weight, bias, 1e-5)
+        z = reference.batch_norm_act(x, affine, residual, None, True)
+        sums, _ = reference.batch_norm_act_reduce(grad, x, moments, affine, z, None, None, True, False)
+        _, coefficients = reference.batch_norm_coefficients(sums, moments, weight, 1e-5, x.numel() // 19, True)
+        _, index = reference.batch_norm_act_pool(x, affine, True, [3, 3], [2, 2], [1, 1])
+        pooled = grad[:, :, :3, :4].contiguous(memory_format=memory_format)
+        calls: dict[str, tuple[Any, ...]] = {
+            "batch_norm_stats": (x,),
+            "batch_norm_affine": (moments, weight, bias, 1e-5),
+            "batch_norm_act": (x, affine, residual, affine, True),
+            "batch_norm_act_reduce": (grad, x, moments, affine, z, residual, moments, True, False),
+            "batch_norm_coefficients": (sums, moments, weight, 1e-5, x.numel() // 19, True),
+            "batch_norm_act_backward": (grad, x, affine, coefficients, None, None, None, True, True),
+            "batch_norm_act_pool": (x, affine, True, [3, 3], [2, 2], [1, 1]),
+            "max_pool_backward": (pooled, index, [5, 7], [3, 3], [2, 2], [1, 1]),
+        }
+        tolerance = 32 * torch.finfo(dtype).eps
+        for name, arguments in calls.items():
+            got, wanted = getattr(k, name)(*arguments), getattr(reference, name)(*arguments)
+            pairs = [(got, wanted)] if isinstance(got, torch.Tensor) else zip(got, wanted, strict=True)
+            for a, b in pairs:
+                error = (a.double() - b.double()).norm() / b.double().norm().clamp_min(1e-30)
+                if not (b.numel() == 0 or error <= tolerance):
+                    return f"{name} in {dtype} is off by {error:.1e}"
+    return None

@@ -17,9 +17,7 @@ def _fake_affine(moments: Tensor, weight: Tensor | None, bias: Tensor | None, ep
     return torch.empty_like(moments)
 
 
-def _fake_act(
-    x: Tensor, affine: Tensor, residual: Tensor | None, residual_affine: Tensor | None, relu: bool
-) -> Tensor:
+def _fake_act(x: Tensor, affine: Tensor, residual: Tensor | None, residual_affine: Tensor | None, relu: bool) -> Tensor:
     return torch.empty_like(x)
 
 
@@ -74,8 +72,7 @@ OPERATIONS = {
         _fake_reduce,
     ),
     "batch_norm_coefficients": (
-        "(Tensor sums, Tensor moments, Tensor? weight, float eps, SymInt count, bool batch_stats)"
-        " -> (Tensor, Tensor)",
+        "(Tensor sums, Tensor moments, Tensor? weight, float eps, SymInt count, bool batch_stats) -> (Tensor, Tensor)",
         _fake_coefficients,
     ),
     "batch_norm_act_backward": (

@@ -23,13 +23,13 @@ from fused_resnet.ops.library import accumulation_dtype
 
 
 def batch_norm_stats(x: Tensor) -> Tensor:
-    """``mean = Σx/m``, ``var = Σ(x − mean)²/m`` of every channel, ``m = N·H·W``; returns moments [2, C]."""
+    """Compute ``mean = Σx/m``, ``var = Σ(x − mean)²/m`` of every channel, ``m = N·H·W``; returns moments [2, C]."""
     var, mean = torch.var_mean(x.to(accumulation_dtype(x.dtype)), dim=(0, 2, 3), correction=0)
     return torch.stack((mean, var))
 
 
 def batch_norm_affine(moments: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
-    """``a = γ/√(var + eps)``, ``b = β − mean·a``; returns affine [2, C].
+    """Compute ``a = γ/√(var + eps)``, ``b = β − mean·a``; returns affine [2, C].
 
     ``b`` is made from the rounded ``a``, so that the two errors cancel where ``|mean| ≫ std``.
     """
@@ -46,7 +46,10 @@ def batch_norm_affine(moments: Tensor, weight: Tensor | None, bias: Tensor | Non
 def batch_norm_act(
     x: Tensor, affine: Tensor, residual: Tensor | None, residual_affine: Tensor | None, relu: bool
 ) -> Tensor:
-    """``z = act(a·x + b + R)``: ``R`` is 0, the residual, or ``a_r·residual + b_r`` where ``residual_affine`` is given."""
+    """Compute ``z = act(a·x + b + R)``.
+
+    ``R`` is 0, the residual, or ``a_r·residual + b_r`` where ``residual_affine`` is given.
+    """
     z = _scale_shift(x, affine)
     if residual is not None:
         z = z + (residual if residual_affine is None else _scale_shift(residual, residual_affine))
@@ -64,7 +67,7 @@ def batch_norm_act_reduce(
     relu: bool,
     write_masked: bool,
 ) -> tuple[Tensor, Tensor]:
-    """``ΣG`` and ``ΣG·(x − mean)`` of every channel; returns (sums [2, C] or [4, C], masked).
+    """Compute ``ΣG`` and ``ΣG·(x − mean)`` of every channel; returns (sums [2, C] or [4, C], masked).
 
     ``G`` is ``grad``, or 0 where ``relu`` and ``z <= 0`` (NaN passes, as in stock torch).  Without ``z`` the sign is
     taken from ``a·x + b``.  With ``residual`` two further rows hold the second branch's sums.  ``masked`` is ``G`` in
@@ -110,7 +113,7 @@ def batch_norm_act_backward(
     relu: bool,
     write_masked: bool,
 ) -> tuple[Tensor, Tensor]:
-    """``dx = a·G + c1·x + c0``, with ``G`` as in :func:`batch_norm_act_reduce`; returns (dx, second).
+    """Compute ``dx = a·G + c1·x + c0``, with ``G`` as in :func:`batch_norm_act_reduce`; returns (dx, second).
 
     ``second`` is ``a_r·G + c1_r·residual + c0_r`` where there is a second branch, ``G`` where ``write_masked``, and
     empty otherwise.

@@ -20,9 +20,7 @@ def _fake_pool_backward(
 ) -> Tensor:
     channels_last = grad.is_contiguous(memory_format=torch.channels_last)
     memory_format = torch.channels_last if channels_last else torch.contiguous_format
-    return torch.empty(
-        (*grad.shape[:2], *size), dtype=grad.dtype, device=grad.device, memory_format=memory_format
-    )
+    return torch.empty((*grad.shape[:2], *size), dtype=grad.dtype, device=grad.device, memory_format=memory_format)
 
 
 # name -> (schema, fake)

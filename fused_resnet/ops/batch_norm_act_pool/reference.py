@@ -14,7 +14,7 @@ from fused_resnet.ops.batch_norm_act import reference as batch_norm_act
 def batch_norm_act_pool(
     x: Tensor, affine: Tensor, relu: bool, kernel_size: list[int], stride: list[int], padding: list[int]
 ) -> tuple[Tensor, Tensor]:
-    """``z = maxpool(act(a·x + b))``; returns (z [N, C, OH, OW], index [N, C, OH, OW] uint8).
+    """Compute ``z = maxpool(act(a·x + b))``; returns (z [N, C, OH, OW], index [N, C, OH, OW] uint8).
 
     The first of equal maxima wins, scanning rows then columns; NaN wins over everything (as stock).
     """
@@ -29,7 +29,7 @@ def batch_norm_act_pool(
 def max_pool_backward(
     grad: Tensor, index: Tensor, size: list[int], kernel_size: list[int], stride: list[int], padding: list[int]
 ) -> Tensor:
-    """The gradient of the activation in front of the pool, [N, C, \\*size], in the dtype of ``grad``."""
+    """Return the gradient of the activation in front of the pool, [N, C, H, W] with ``size`` = (H, W)."""
     position = index.long()
     row = position // kernel_size[1] + _window_start(grad.shape[2], stride[0], padding[0], grad.device).view(-1, 1)
     column = position % kernel_size[1] + _window_start(grad.shape[3], stride[1], padding[1], grad.device)

@@ -1,0 +1,361 @@
+"""Find the chains in a module by the dataflow of its forward.
+
+The forward is traced with ``torch.fx``.  A chain is conv → batch norm → ReLU with single consumers, repeated, and
+perhaps an add with a shortcut, a last ReLU, or a max pool.  No class is known by name: torchvision's blocks, timm's,
+Hugging Face's and one's own are found alike.
+"""
+
+import re
+from collections import Counter
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import fx, nn
+
+from fused_resnet.blocks import (
+    FUNCTION,
+    ChainPaths,
+    Container,
+    Path,
+    Plan,
+    UnitPaths,
+    child,
+    is_frozen_norm,
+    prepare,
+)
+from fused_resnet.chain import IDENTITY
+
+RELU_FUNCTIONS = (F.relu, F.relu_, torch.relu, torch.relu_, "relu", "relu_")
+ADD_FUNCTIONS = ("add", "add_", "iadd")
+# modules that a chain can hold; a forward that reaches any other is never one chain as a whole
+CHAIN_MODULES = (nn.Conv2d, nn.ReLU, nn.MaxPool2d, nn.Identity)
+NORMS = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm, nn.modules.instancenorm._InstanceNorm)
+
+
+def find_plan(module: nn.Module, training: bool, engine: str) -> Plan | str:
+    """Return how to run a module's forward with chains in it, in training or in eval, or why there is no way."""
+    leaves = [m for m in module.modules() if is_primitive(m)]
+    may_be_whole = all(type(m) in CHAIN_MODULES or is_norm(m) for m in leaves)
+    reason = ""
+    for deep in (True, False) if may_be_whole else (False,):
+        try:
+            graph, containers = _trace(module, training, deep)
+        except Exception as error:  # whatever a forward holds meets the tracer; what it says is the reason reported
+            reason = f"its forward cannot be traced: {(str(error).strip() or type(error).__name__).splitlines()[0]}"
+            continue
+        identities = _drop_identities(module, graph)
+        matches = _Matcher(module, graph).matches()
+        if deep and not _is_whole(graph, matches):
+            continue
+        if deep and len({path[0] for match in matches for path in match.paths.modules}) == 1:
+            continue  # the chain is a child's own
+        if not matches:
+            reason = why_no_match(module)
+            continue
+        plan = Plan(
+            tuple(match.paths for match in matches), containers, identities, _write_forward(graph, matches), engine
+        )
+        prepared = prepare(module, plan)
+        if not isinstance(prepared, str):
+            return plan
+        reason = prepared
+    return reason
+
+
+def is_norm(module: nn.Module | None) -> bool:
+    """Whether a module is a normalisation layer of any kind."""
+    return isinstance(module, NORMS) or (module is not None and is_frozen_norm(module))
+
+
+def is_primitive(module: nn.Module) -> bool:
+    """Whether a module is one of torch's own layers (or a frozen norm), which a trace does not go into."""
+    if is_frozen_norm(module):
+        return True
+    return type(module).__module__.startswith("torch.nn.modules") and not isinstance(
+        module, (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+    )
+
+
+def why_no_match(module: nn.Module) -> str:
+    """Return why a norm of a module is in no chain."""
+    for name, inner in module.named_children():
+        if is_norm(inner) and not is_frozen_norm(inner) and type(inner) is not nn.BatchNorm2d:
+            return f"{name} is a {type(inner).__name__}, not a BatchNorm2d"
+    return "no conv → batch norm → ReLU with single consumers in its forward"
+
+
+class _Tracer(fx.Tracer):
+    """Trace ``forward(x)``; every other argument keeps its default.
+
+    ``deep`` goes through the module's own children down to torch's layers; otherwise every child is a leaf.
+    """
+
+    def __init__(self, deep: bool):
+        super().__init__()
+        self.deep = deep
+        self.entered: dict[str, nn.Module] = {}
+
+    def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> tuple[Any, list[Any]]:
+        return root_fn, [self.root, self.create_proxy("placeholder", "x", (), {})]
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        leaf = not self.deep or is_primitive(m)
+        if not leaf:
+            self.entered[module_qualified_name] = m
+        return leaf
+
+
+def _trace(module: nn.Module, training: bool, deep: bool) -> tuple[fx.Graph, tuple[Container, ...]]:
+    modes = {m: m.training for m in module.modules() if not is_primitive(m)}
+    try:
+        for m in modes:
+            m.training = training
+        tracer = _Tracer(deep)
+        graph = tracer.trace(module)
+    finally:
+        for m, mode in modes.items():
+            m.training = mode
+    entered = {"": module, **tracer.entered}
+    return graph, tuple(_container(tuple(filter(None, name.split("."))), m) for name, m in entered.items())
+
+
+_MODULE_ATTRIBUTES = frozenset(vars(nn.Module()))
+
+
+def _container(path: Path, module: nn.Module) -> Container:
+    children = tuple(module._modules)
+    missing = tuple(name for name in children if module._modules[name] is None)
+    attributes = tuple(
+        (name, value)
+        for name, value in vars(module).items()
+        if name not in _MODULE_ATTRIBUTES and isinstance(value, (bool, int, float, str, type(None)))
+    )
+    return Container(path, type(module), children, missing, attributes)
+
+
+class _Unit(NamedTuple):
+    conv: fx.Node | None
+    norm: fx.Node
+    act: fx.Node | None
+
+    @property
+    def nodes(self) -> list[fx.Node]:
+        return [node for node in self if node is not None]
+
+    @property
+    def x(self) -> fx.Node:
+        return _operand(self.conv or self.norm)
+
+    @property
+    def end(self) -> fx.Node:
+        return self.act or self.norm
+
+
+class _Match(NamedTuple):
+    paths: ChainPaths
+    x: fx.Node
+    shortcut: fx.Node | None  # where it is not x
+    nodes: list[fx.Node]
+    end: fx.Node
+
+
+class _Matcher:
+    """Finds the chains in the graph of one forward."""
+
+    def __init__(self, root: nn.Module, graph: fx.Graph):
+        self.root = root
+        self.order = {node: i for i, node in enumerate(graph.nodes)}
+        # a convolution or norm called twice would need its gradient from two places
+        calls = Counter(node.target for node in graph.nodes if node.op == "call_module")
+        self.shared = {target for target, count in calls.items() if count > 1}
+
+    def matches(self) -> list[_Match]:
+        """Return the chains in the order in which they end; no node is in two."""
+        rows: dict[fx.Node, list[_Unit]] = {}  # by their last node
+        taken: set[fx.Node] = set()
+        for node in self.order:
+            if node not in taken and (row := self._row(node)):
+                rows[row[-1].end] = row
+                taken.update(node for unit in row for node in unit.nodes)
+        matches = []
+        for end, row in sorted(rows.items(), key=lambda item: -len(item[1])):  # of two in one add, the longer leads
+            if end in rows and (match := self._match(row, rows)):
+                matches.append(match)
+        return sorted(matches, key=lambda match: self.order[match.end])
+
+    def _row(self, node: fx.Node | None) -> list[_Unit]:
+        """Return the longest row of units that starts at a node; all but the first have a convolution."""
+        row: list[_Unit] = []
+        while node is not None and (unit := self._unit(node)) and (not row or unit.conv is not None):
+            row.append(unit)
+            node = self._consumer(unit.end)
+        return row
+
+    def _unit(self, node: fx.Node) -> _Unit | None:
+        conv = node if self._calls(node, nn.Conv2d) and node.target not in self.shared else None
+        norm = node if conv is None else self._consumer(conv)
+        if norm is None or not self._is_norm(norm) or norm.target in self.shared:
+            return None
+        act = self._consumer(norm)
+        return _Unit(conv, norm, act if act is not None and self._is_relu(act) else None)
+
+    def _match(self, row: list[_Unit], rows: dict[fx.Node, list[_Unit]]) -> _Match | None:
+        """Make a chain of a row and of what it ends in: an add and its ReLU, a max pool, or nothing."""
+        units = [self._unit_paths(unit) for unit in row]
+        nodes = [node for unit in row for node in unit.nodes]
+        x, end = row[0].x, row[-1].end
+        shortcut: fx.Node | None = None
+        shortcut_paths: UnitPaths | str | None = None
+        pool: fx.Node | None = None
+        consumer = self._consumer(end)
+        if consumer is not None and row[-1].act is None and (other := self._added(consumer, end)):
+            side = rows.get(other, [])
+            if len(side) == 1 and side[0].conv is not None and side[0].act is None:
+                del rows[other]
+                nodes += side[0].nodes
+                shortcut, shortcut_paths = side[0].x, self._unit_paths(side[0])
+            elif _changes_in_place(self.root, consumer) and consumer.args[0] is other:
+                return None  # others may see the sum in it
+            else:
+                shortcut, shortcut_paths = other, IDENTITY
+            nodes.append(consumer)
+            end = consumer
+            relu = self._consumer(end)
+            if relu is not None and self._is_relu(relu):
+                nodes.append(relu)
+                units[-1] = units[-1]._replace(act=self._act_path(relu))
+                end = relu
+        elif consumer is not None and self._calls(consumer, nn.MaxPool2d):
+            nodes.append(consumer)
+            end = pool = consumer
+        elif len(nodes) == 1:
+            return None  # a batch norm alone
+        if self._is_changed_before(end, x, nodes) or (shortcut and self._is_changed_before(end, shortcut, nodes)):
+            return None
+        paths = ChainPaths(tuple(units), shortcut_paths, None if pool is None else _path(pool))
+        return _Match(paths, x, None if shortcut is x else shortcut, nodes, end)
+
+    def _unit_paths(self, unit: _Unit) -> UnitPaths:
+        return UnitPaths(
+            None if unit.conv is None else _path(unit.conv),
+            _path(unit.norm),
+            None if unit.act is None else self._act_path(unit.act),
+        )
+
+    def _act_path(self, node: fx.Node) -> Path | str:
+        return _path(node) if node.op == "call_module" else FUNCTION
+
+    def _consumer(self, node: fx.Node) -> fx.Node | None:
+        """Return the only consumer of a node's value, or None."""
+        consumer = next(iter(node.users), None)
+        return consumer if len(node.users) == 1 and consumer is not None and consumer.op != "output" else None
+
+    def _calls(self, node: fx.Node, cls: type) -> bool:
+        return _called(self.root, node) is not None and type(_called(self.root, node)) is cls
+
+    def _is_norm(self, node: fx.Node) -> bool:
+        called = _called(self.root, node)
+        return called is not None and (type(called) is nn.BatchNorm2d or is_frozen_norm(called))
+
+    def _is_relu(self, node: fx.Node) -> bool:
+        function = node.op in ("call_function", "call_method") and node.target in RELU_FUNCTIONS
+        return function or self._calls(node, nn.ReLU)
+
+    def _added(self, node: fx.Node, main: fx.Node) -> fx.Node | None:
+        """Return what a node adds to ``main``, or None where it does not add two different tensors."""
+        if node.op not in ("call_function", "call_method") or len(node.args) != 2 or node.kwargs:
+            return None
+        if _target_name(node) not in ADD_FUNCTIONS:
+            return None
+        other = node.args[1] if node.args[0] is main else node.args[0]
+        return other if isinstance(other, fx.Node) and other is not main else None
+
+    def _is_changed_before(self, end: fx.Node, x: fx.Node, nodes: list[fx.Node]) -> bool:
+        """Whether anything else changes ``x`` in place before the chain, which runs at its end, reads it."""
+        return any(
+            user not in nodes and self.order[user] < self.order[end] and _changes_in_place(self.root, user)
+            for user in x.users
+        )
+
+
+def _path(node: fx.Node) -> Path:
+    return tuple(str(node.target).split("."))
+
+
+def _operand(node: fx.Node) -> fx.Node:
+    operand = node.args[0]
+    assert isinstance(operand, fx.Node)
+    return operand
+
+
+def _called(root: nn.Module, node: fx.Node) -> nn.Module | None:
+    """Return the module that a node calls with one positional tensor, or None."""
+    if node.op != "call_module" or len(node.args) != 1 or node.kwargs or not isinstance(node.args[0], fx.Node):
+        return None
+    called: nn.Module = child(root, _path(node))
+    return called
+
+
+def _target_name(node: fx.Node) -> str:
+    return node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+
+
+def _changes_in_place(root: nn.Module, node: fx.Node) -> bool:
+    if node.op == "call_module":
+        return bool(getattr(child(root, _path(node)), "inplace", False))
+    name = _target_name(node)
+    return name.endswith("_") or name in ("iadd", "isub", "imul") or bool(node.kwargs.get("inplace"))
+
+
+def _drop_identities(root: nn.Module, graph: fx.Graph) -> tuple[Path, ...]:
+    """Take the nn.Identity out of a graph that a chain may run through; return their paths."""
+    dropped = []
+    for node in list(graph.nodes):
+        if type(_called(root, node)) is nn.Identity:
+            source = _operand(node)
+            before = _called(root, source)
+            follows = source.op in ("call_function", "call_method") or type(before) in CHAIN_MODULES or is_norm(before)
+            if follows or any(_target_name(user) in ADD_FUNCTIONS for user in node.users):
+                node.replace_all_uses_with(source)
+                graph.erase_node(node)
+                dropped.append(_path(node))
+    return tuple(dropped)
+
+
+def _is_whole(graph: fx.Graph, chains: list[_Match]) -> bool:
+    """Whether a graph is one chain and nothing else."""
+    if len(chains) != 1:
+        return False
+    (match,) = chains
+    nodes = set(match.nodes)
+    return match.x.op == "placeholder" and all(
+        node in nodes or node.op == "placeholder" or (node.op == "output" and node.args[0] is match.end)
+        for node in graph.nodes
+    )
+
+
+def _write_forward(graph: fx.Graph, chains: list[_Match]) -> str:
+    """Replace every chain in a graph by ``chains.run(i, x, shortcut)`` and write the graph as Python source."""
+    x = next(node for node in graph.nodes if node.op == "placeholder")
+    with graph.inserting_before(x):
+        runner = graph.placeholder("chains")
+    replaced: dict[fx.Node, fx.Node] = {}
+    for i, match in enumerate(chains):
+        shortcut = match.shortcut and replaced.get(match.shortcut, match.shortcut)
+        with graph.inserting_after(match.end):
+            run = graph.call_method("run", (runner, i, replaced.get(match.x, match.x), shortcut))
+        match.end.replace_all_uses_with(run)
+        replaced[match.end] = run
+        for node in reversed([node for node in graph.nodes if node in match.nodes]):
+            graph.erase_node(node)
+    code = graph.python_code("self")
+    imports = [
+        f"import {value.__name__} as {name}"
+        if isinstance(value, ModuleType)
+        else f"from {value.__module__} import {value.__qualname__} as {name}"
+        for name, value in code.globals.items()
+        if re.search(rf"\b{name}\b", code.src)
+    ]
+    return "\n".join([*imports, code.src.strip(), ""])

@@ -1,0 +1,94 @@
+"""Report what this installation can do on this machine, and what is missing and why."""
+
+import argparse
+import importlib.metadata
+import json
+import platform
+import sys
+from typing import Any
+
+import torch
+
+import fused_resnet
+from fused_resnet import engines, ops
+
+PACKAGES = ("torch", "triton", "torchvision", "timm", "numpy")
+
+
+def examine() -> dict[str, Any]:
+    """Return versions, devices, engines, what the native build holds and the result of its self-check."""
+    checked = ops.self_check()
+    devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+    return {
+        "fused_resnet": fused_resnet.__version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": {name: _version(name) for name in PACKAGES},
+        "cpu": {"capability": torch.backends.cpu.get_cpu_capability(), "threads": torch.get_num_threads()},
+        "cuda": [
+            {
+                "name": torch.cuda.get_device_name(i),
+                "capability": ".".join(map(str, torch.cuda.get_device_capability(i))),
+            }
+            for i in range(torch.cuda.device_count())
+        ],
+        "engines": {
+            f"{name} on {device}": engines.why_not(name, device) or "serves"
+            for device in devices
+            for name in engines.NAMES
+        },
+        "default engine": {device: engines.choose("auto", device, torch.float32) for device in devices},
+        "self-check": {name: wrong or "passed" for name, wrong in checked.items()},
+        "native build": {**engines.build_record(), **_instruction_sets()},
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _instruction_sets() -> dict[str, Any]:
+    try:
+        from fused_resnet import _C
+    except ImportError as error:
+        return {"instruction sets": f"unknown: {error}"}
+    return {"instruction sets": _C.isas(), "in use": _C.isa()}
+
+
+def add_doctor(subcommands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Declare ``doctor``."""
+    parser = subcommands.add_parser(
+        "doctor",
+        help="say what this installation can do here, and what is missing and why",
+        description="Report versions, engines (and why one cannot serve), the instruction sets and architectures that "
+        "were built, and whether the native kernels give right numbers on this machine. Exit status 1 where a "
+        "self-check failed.",
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON, for a bug report")
+    parser.set_defaults(run=run_doctor)
+
+
+def run_doctor(options: argparse.Namespace) -> int:
+    """Print the report."""
+    report = examine()
+    if options.json:
+        json.dump(report, sys.stdout, indent=2)
+        print()
+    else:
+        for title, value in report.items():
+            _print(title, value, indent=0)
+    return 0 if all(result == "passed" for result in report["self-check"].values()) else 1
+
+
+def _print(title: str, value: Any, indent: int) -> None:
+    label = f"{' ' * indent}{title}"
+    if isinstance(value, dict):
+        print(label)
+        for name, inner in value.items():
+            _print(name, inner, indent + 2)
+    else:
+        shown = ", ".join(map(str, value)) if isinstance(value, list) else "not installed" if value is None else value
+        print(f"{label:<24}{shown or 'none'}")
