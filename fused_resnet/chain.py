@@ -14,153 +14,21 @@ forward               backward
 ====================  =======================================================================
 """
 
-import ast
-import functools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from types import SimpleNamespace
-from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-Pair = tuple[int, int]
-
-IDENTITY = "identity"
-
-
-class Conv(NamedTuple):
-    """The geometry of a 2-d convolution with zero padding."""
-
-    stride: Pair
-    padding: Pair
-    dilation: Pair
-    groups: int
-    bias: bool
-
-
-class Unit(NamedTuple):
-    """``conv → batch norm → act``; without ``conv`` the norm reads the unit's input itself."""
-
-    conv: Conv | None
-    weight: bool
-    bias: bool
-    batch_stats: bool
-    eps: float
-    relu: bool
-
-
-class Pool(NamedTuple):
-    """The geometry of a 2-d max pool."""
-
-    kernel_size: Pair
-    stride: Pair
-    padding: Pair
-
-
-class Chain(NamedTuple):
-    """What a chain computes.
-
-    Attributes
-    ----------
-    units
-        The main path, in order.  With a shortcut, the last unit's ReLU comes after the add.
-    shortcut
-        None, :data:`IDENTITY`, or the unit of a projection (conv → batch norm, no ReLU).
-    pool
-        A max pool behind the last unit, or None.
-    engine
-        Name of the engine, or ``"auto"``.
-    """
-
-    units: tuple[Unit, ...]
-    shortcut: Unit | str | None
-    pool: Pool | None
-    engine: str
-
-    @property
-    def all_units(self) -> tuple[Unit, ...]:
-        """The main path, and the projection behind it."""
-        return (*self.units, self.shortcut) if isinstance(self.shortcut, Unit) else self.units
-
-    @property
-    def masks_by_output(self) -> bool:
-        """Whether backward takes the last ReLU's mask from the chain's output: behind an add ``y`` alone can't say."""
-        return self.shortcut is not None and self.units[-1].relu
-
-
-@functools.cache
-def make_chain(signature: tuple[Any, ...]) -> Chain:
-    """Name the parts of a chain given as nested plain tuples (which a traced program can build and print)."""
-    units, shortcut, pool, engine = signature
-    if isinstance(shortcut, tuple):
-        shortcut = _make_unit(shortcut)
-    return Chain(tuple(map(_make_unit, units)), shortcut, Pool(*pool) if pool else None, engine)
-
-
-def _make_unit(signature: tuple[Any, ...]) -> Unit:
-    conv, *rest = signature
-    return Unit(Conv(*conv) if conv else None, *rest)
-
-
-@functools.cache
-def parse_chain(signature: str) -> Chain:
-    """Read a chain from the ``repr`` of its signature."""
-    return make_chain(ast.literal_eval(signature))
-
-
-class Parameters(NamedTuple):
-    """What a unit has one of for each parameter: the parameters, their gradients, or whether those are wanted."""
-
-    conv_weight: Any
-    conv_bias: Any
-    weight: Any
-    bias: Any
-
-
-class Saved(NamedTuple):
-    """What a unit keeps for backward; ``y`` is None where the unit has no conv, ``weight`` unless it was cast."""
-
-    y: Tensor | None
-    moments: Tensor
-    affine: Tensor
-    conv_weight: Tensor | None
-
-
-def split_parameters(chain: Chain, flat: Iterable[Any]) -> list[Parameters]:
-    """Group a flat list, one item for each parameter that the units have, by unit."""
-    items = iter(flat)
-    return [
-        Parameters(
-            *(
-                next(items) if present else None
-                for present in (unit.conv is not None, unit.conv and unit.conv.bias, unit.weight, unit.bias)
-            )
-        )
-        for unit in chain.all_units
-    ]
-
-
-def split_saved(chain: Chain, x: Tensor, parameters: list[Parameters], flat: Iterable[Tensor]) -> list[Saved]:
-    """Group the flat list of saved tensors by unit."""
-    items = iter(flat)
-    return [
-        Saved(
-            next(items) if unit.conv else None,
-            next(items),
-            next(items),
-            next(items) if unit.conv and p.conv_weight.dtype != x.dtype else None,
-        )
-        for unit, p in zip(chain.all_units, parameters, strict=True)
-    ]
-
-
-def wants_input(chain: Chain, needs_grad: Sequence[bool], shortcut: Tensor | None) -> list[bool]:
-    """Return for every unit whether anything in front of it wants a gradient; ``needs_grad`` as in :func:`backward`."""
-    wants_x, wants_shortcut, *wants = needs_grad
-    in_front = [wants_x]
-    for unit in split_parameters(chain, wants)[: len(chain.units) - 1]:
-        in_front.append(in_front[-1] or any(unit))
-    return [*in_front, wants_x if shortcut is None else wants_shortcut][: len(chain.all_units)]
+from fused_resnet.chain_spec import (
+    Chain,
+    Conv,
+    Parameters,
+    Unit,
+    split_parameters,
+    split_saved,
+    wants_input,
+)
 
 
 def forward(
@@ -255,115 +123,154 @@ def backward(
 
     ``output`` is the chain's output where :attr:`Chain.masks_by_output`; the rest is as in :func:`forward`.
     """
-    wants_x, wants_shortcut, *wants = needs_grad
-    wanted = split_parameters(chain, wants)
-    by_unit = split_parameters(chain, parameters)
-    kept = split_saved(chain, x, by_unit, saved)
-    gradients: list[Parameters] = [Parameters(None, None, None, None)] * len(by_unit)
+    return _Backward(chain, x, shortcut, parameters, saved, needs_grad, k).run(grad, output)
 
-    source = x if shortcut is None else shortcut
 
-    def y_of(i: int) -> Tensor:
-        if kept[i].y is not None:
-            return kept[i].y
-        return _dense(x if i < len(chain.units) else source)
+class _Backward:
+    """One backward pass; a step is skipped where nothing behind it wants a gradient."""
 
-    def norm(
-        branches: list[int], grad: Tensor, z: Tensor | None, relu: bool, wants_y: bool, wants_masked: bool
+    def __init__(
+        self,
+        chain: Chain,
+        x: Tensor,
+        shortcut: Tensor | None,
+        parameters: Sequence[Tensor],
+        saved: Sequence[Tensor],
+        needs_grad: Sequence[bool],
+        k: SimpleNamespace,
+    ):
+        self.chain, self.k, self.x = chain, k, x
+        self.source = x if shortcut is None else shortcut
+        self.separate = shortcut is not None
+        self.wants_x, self.wants_shortcut, *wants = needs_grad
+        self.wanted = split_parameters(chain, wants)
+        self.wants_input = wants_input(chain, needs_grad, shortcut)
+        self.parameters = split_parameters(chain, parameters)
+        self.saved = split_saved(chain, x, self.parameters, saved)
+        self.index = saved[-1] if chain.pool is not None else None
+        self.gradients = [Parameters(None, None, None, None)] * len(self.parameters)
+
+    def run(self, grad: Tensor, output: Tensor | None) -> list[Tensor | None]:
+        last = len(self.chain.units) - 1
+        if self.chain.pool is not None:
+            size = self.y(last).shape[2:]
+            grad = self.k.max_pool_backward(grad, self.index, size, *map(list, self.chain.pool))
+        dy, d_source = self.end(grad, output)
+        for i in range(last, 0, -1):
+            dz = None if dy is None else self.conv(i, dy, self.z(i - 1))
+            dy = None if dz is None else self.norm(i - 1, dz)
+        dx = None if dy is None else self.conv(0, dy, self.x)
+        if not self.separate and self.wants_x and d_source is not None:
+            dx = d_source if dx is None else dx.add_(d_source)
+        flat = [
+            gradient
+            for parameters, gradients in zip(self.parameters, self.gradients, strict=True)
+            for parameter, gradient in zip(parameters, gradients, strict=True)
+            if parameter is not None
+        ]
+        return [dx if self.wants_x else None, d_source if self.separate and self.wants_shortcut else None, *flat]
+
+    def end(self, grad: Tensor, z: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+        """Return the last unit's ``dy`` and the gradient of what the shortcut starts from."""
+        last = len(self.chain.units) - 1
+        if isinstance(self.chain.shortcut, Unit):
+            dy, dy_side = self.branches([last, last + 1], grad, z)
+            return dy, None if dy_side is None else self.conv(last + 1, dy_side, self.source)
+        wants_source = self.wants_shortcut if self.separate else self.wants_x
+        return self.branches([last], grad, z, wants_masked=self.chain.shortcut is not None and wants_source)
+
+    def norm(self, i: int, dz: Tensor) -> Tensor | None:
+        """Return ``dy`` of a unit inside the chain."""
+        return self.branches([i], dz, None)[0]
+
+    def branches(
+        self, units: list[int], grad: Tensor, z: Tensor | None, wants_masked: bool = False
     ) -> tuple[Tensor | None, Tensor | None]:
-        """``G``, its sums, dγ, dβ and ``dy`` of a unit, or of two that end in one add; returns (dy, second)."""
-        i, j = branches[0], branches[1] if len(branches) > 1 else None
-        y, moments, affine = y_of(i), kept[i].moments, kept[i].affine
-        y_j, moments_j = (None, None) if j is None else (_dense_like(y_of(j), y), kept[j].moments)
-        grad = _dense_like(grad, y)
-        masked = None
-        if any(wanted[b].weight or wanted[b].bias or (wants_y and chain.all_units[b].batch_stats) for b in branches):
-            sums, written = k.batch_norm_act_reduce(grad, y, moments, affine, z, y_j, moments_j, relu, wants_masked)
-            if wants_masked:  # the mask is applied: the second pass reads one tensor less
-                grad, masked, z, relu = written, written, None, False
-        else:
-            sums = moments.new_zeros(2 * len(branches), moments.shape[1])
-        coefficients = []
-        for b, sums_b in zip(branches, sums.split(2), strict=True):
-            unit, p, w = chain.all_units[b], by_unit[b], wanted[b]
-            count = y.numel() // y.shape[1]
-            (grad_weight, grad_bias), coefficients_b = k.batch_norm_coefficients(
-                sums_b, kept[b].moments, p.weight, unit.eps, count, unit.batch_stats
-            )
-            coefficients.append(coefficients_b)
-            gradients[b] = gradients[b]._replace(
-                weight=grad_weight.to(p.weight.dtype) if w.weight else None,
-                bias=grad_bias.to(p.bias.dtype) if w.bias else None,
-            )
-        write_masked = wants_masked and masked is None
-        if not wants_y and not write_masked:
-            return None, masked
-        coefficients_j = None if j is None else coefficients[1]
-        dy, second = k.batch_norm_act_backward(
-            grad, y, affine, coefficients[0], z, y_j, coefficients_j, relu, write_masked
-        )
-        return dy, masked if j is None and not write_masked else second
+        """Take one activation's gradient through its batch norm, or through the two that end in one add.
 
-    def conv(i: int, dy: Tensor | None, z: Tensor | Callable[[], Tensor], wants_z: bool) -> Tensor | None:
-        """``dz``, ``dw`` and the bias's gradient of a unit's convolution; ``z`` may be rebuilt, if it is needed."""
-        unit, p, w = chain.all_units[i], by_unit[i], wanted[i]
-        if unit.conv is None or dy is None:
+        Returns ``dy``, and the second branch's ``dy`` or, where ``wants_masked``, ``G``.
+        """
+        first, relu = units[0], self.chain.units[units[0]].relu
+        y, affine = self.y(first), self.saved[first].affine
+        moments: list[Tensor | None] = [self.saved[i].moments for i in units]
+        side = _dense_like(self.y(units[1]), y) if len(units) == 2 else None
+        grad = _dense_like(grad, y)
+        wants_dy = any(map(self.wants_dy, units))
+        # G, once it is written; without a ReLU it is what came
+        masked = grad if wants_masked and not relu else None
+        sums = None
+        if any(w.weight or w.bias for w in (self.wanted[i] for i in units)) or (
+            wants_dy and any(self.chain.all_units[i].batch_stats for i in units)
+        ):
+            write_masked = wants_masked and masked is None
+            side_moments = moments[1] if side is not None else None
+            sums, written = self.k.batch_norm_act_reduce(
+                grad, y, moments[0], affine, z, side, side_moments, relu, write_masked
+            )
+            if write_masked:  # the mask is applied: the second pass reads one tensor less
+                grad, masked, z, relu = written, written, None, False
+        coefficients = self.coefficients(units, sums, y.numel() // y.shape[1])
+        write_masked = wants_masked and masked is None
+        if not wants_dy and not write_masked:
+            return None, masked
+        side_coefficients = coefficients[1] if side is not None else None
+        dy, second = self.k.batch_norm_act_backward(
+            grad, y, affine, coefficients[0], z, side, side_coefficients, relu, write_masked
+        )
+        return dy, second if side is not None or write_masked else masked
+
+    def coefficients(self, units: list[int], sums: Tensor | None, count: int) -> list[Tensor]:
+        """Keep ``dγ`` and ``dβ`` of each unit and return the coefficients of its ``dy``."""
+        coefficients = []
+        for n, i in enumerate(units):
+            unit, parameters, wanted, moments = (
+                self.chain.all_units[i], self.parameters[i], self.wanted[i], self.saved[i].moments,
+            )  # fmt: skip
+            own = torch.zeros_like(moments) if sums is None else sums[2 * n : 2 * n + 2]
+            (grad_weight, grad_bias), own_coefficients = self.k.batch_norm_coefficients(
+                own, moments, parameters.weight, unit.eps, count, unit.batch_stats
+            )
+            coefficients.append(own_coefficients)
+            self.gradients[i] = self.gradients[i]._replace(
+                weight=grad_weight.to(parameters.weight.dtype) if wanted.weight else None,
+                bias=grad_bias.to(parameters.bias.dtype) if wanted.bias else None,
+            )
+        return coefficients
+
+    def conv(self, i: int, dy: Tensor, z: Tensor) -> Tensor | None:
+        """Keep the gradients of a unit's convolution, whose input was ``z``, and return ``dz`` if it is wanted."""
+        unit, parameters, wanted = self.chain.all_units[i], self.parameters[i], self.wanted[i]
+        if unit.conv is None:
             return dy
-        if not (wants_z or w.conv_weight or w.conv_bias):
+        if not self.wants_dy(i):
             return None
         stride, padding, dilation, groups, bias = unit.conv
-        weight = p.conv_weight if kept[i].conv_weight is None else kept[i].conv_weight
-        mask = [wants_z, bool(w.conv_weight), bool(w.conv_bias)]
+        cast = self.saved[i].conv_weight
+        weight = parameters.conv_weight if cast is None else cast
         dz, dw, db = torch.ops.aten.convolution_backward(
-            dy, z() if callable(z) else z, weight, [weight.shape[0]] if bias else None,
-            stride, padding, dilation, False, (0, 0), groups, mask,
+            dy, z, weight, [weight.shape[0]] if bias else None, stride, padding, dilation, False, (0, 0), groups,
+            [self.wants_input[i], bool(wanted.conv_weight), bool(wanted.conv_bias)],
         )  # fmt: skip
-        gradients[i] = gradients[i]._replace(
-            conv_weight=dw.to(p.conv_weight.dtype) if w.conv_weight else None,
-            conv_bias=db.to(p.conv_bias.dtype) if w.conv_bias else None,
+        self.gradients[i] = self.gradients[i]._replace(
+            conv_weight=dw.to(parameters.conv_weight.dtype) if wanted.conv_weight else None,
+            conv_bias=db.to(parameters.conv_bias.dtype) if wanted.conv_bias else None,
         )
         return dz
 
-    def rebuild(i: int) -> Tensor:
-        return k.batch_norm_act(y_of(i), kept[i].affine, None, None, chain.units[i].relu)
+    def z(self, i: int) -> Tensor:
+        """Rebuild what a unit gave the next one's weight gradient, or stand in for it where only its shape is read."""
+        if not self.wanted[i + 1].conv_weight:
+            return self.y(i)
+        return self.k.batch_norm_act(self.y(i), self.saved[i].affine, None, None, self.chain.units[i].relu)
 
-    in_front = wants_input(chain, needs_grad, shortcut)
+    def y(self, i: int) -> Tensor:
+        """Return the input of a unit's batch norm."""
+        y = self.saved[i].y
+        return y if y is not None else _dense(self.x if i < len(self.chain.units) else self.source)
 
-    def wants_y(i: int, wants_z: bool) -> bool:
-        return wants_z or bool(wanted[i].conv_weight or wanted[i].conv_bias)
-
-    last = len(chain.units) - 1
-    wants_source = bool(chain.shortcut is not None and (wants_x if shortcut is None else wants_shortcut))
-    relu = chain.units[last].relu
-    dx = d_source = None
-
-    if chain.pool is not None:
-        grad = k.max_pool_backward(grad, saved[-1], y_of(last).shape[2:], *map(list, chain.pool))
-    if isinstance(chain.shortcut, Unit):
-        end = wants_y(last, in_front[last]) or wants_y(last + 1, wants_source)
-        dz, d_side = norm([last, last + 1], grad, output, relu, end, False)
-        d_source = conv(last + 1, d_side, source, wants_source)
-    else:
-        dz, d_source = norm([last], grad, output, relu, wants_y(last, in_front[last]), wants_source)
-    for i in range(last, 0, -1):
-        if dz is None:
-            break
-        # the weight's gradient reads the activation in front of it, which was never kept
-        z = functools.partial(rebuild, i - 1) if wanted[i].conv_weight else y_of(i - 1)
-        dz = conv(i, dz, z, in_front[i])
-        if dz is not None:
-            dz, _ = norm([i - 1], dz, None, chain.units[i - 1].relu, wants_y(i - 1, in_front[i - 1]), False)
-    dx = conv(0, dz, x, wants_x)
-
-    if shortcut is None and wants_x and d_source is not None:
-        dx, d_source = d_source if dx is None else dx.add_(d_source), None
-    flat = [
-        gradient
-        for p, unit_gradients in zip(by_unit, gradients, strict=True)
-        for parameter, gradient in zip(p, unit_gradients, strict=True)
-        if parameter is not None
-    ]
-    return [dx if wants_x else None, d_source if wants_shortcut else None, *flat]
+    def wants_dy(self, i: int) -> bool:
+        """Whether the gradient of a unit's batch norm's input leads anywhere."""
+        return self.wants_input[i] or bool(self.wanted[i].conv_weight or self.wanted[i].conv_bias)
 
 
 def _cast_weights(by_unit: list[Parameters], dtype: torch.dtype) -> list[Tensor | None]:

@@ -44,7 +44,7 @@ def run_chain(
     Parameters
     ----------
     signature
-        The chain, as :func:`fused_resnet.chain.make_chain` takes it.
+        The chain, as :func:`fused_resnet.chain_spec.make_chain` takes it.
     x, shortcut, parameters, running
         As in :func:`fused_resnet.chain.forward`.
 
@@ -140,7 +140,8 @@ def _chain_forward_fake(x, shortcut, parameters, running, chain: str):
 
 def _chain_backward(grad, x, shortcut, output, parameters, saved, needs_grad, chain: str):
     gradients = _backward(parse_chain(chain), grad, x, shortcut, output, parameters, saved, needs_grad)
-    return [gradient for gradient in gradients if gradient is not None]
+    # an add without a ReLU hands its gradient on; an operation's result must be a tensor of its own
+    return [g.clone() if g is grad else g for g in gradients if g is not None]
 
 
 def _chain_backward_fake(grad, x, shortcut, output, parameters, saved, needs_grad, chain: str):

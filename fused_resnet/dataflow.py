@@ -25,7 +25,7 @@ from fused_resnet.blocks import (
     is_frozen_norm,
     prepare,
 )
-from fused_resnet.chain import IDENTITY
+from fused_resnet.chain_spec import IDENTITY
 
 RELU_FUNCTIONS = (F.relu, F.relu_, torch.relu, torch.relu_, "relu", "relu_")
 ADD_FUNCTIONS = ("add", "add_", "iadd")

@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
-from fused_resnet.chain import IDENTITY
 from fused_resnet.chain_ops import run_chain
+from fused_resnet.chain_spec import IDENTITY
 from fused_resnet.engines import check_name
 
 ACTS = ("relu", "none")
@@ -78,6 +78,10 @@ def batch_norm_act(
         raise ValueError(f"act must be one of {', '.join(map(repr, ACTS))}, got {act!r}")
     if residual_norm is not None and residual is None:
         raise ValueError("residual_norm normalises the residual: give residual, too")
+    if residual_norm is not None and len(residual_norm) != 4:
+        raise ValueError(
+            f"residual_norm must be (running_mean, running_var, weight, bias), got {len(residual_norm)} values"
+        )
     check_name(engine)
     norms = [(running_mean, running_var, weight, bias)]
     names = [""]

@@ -10,7 +10,8 @@ name               shape   rows
 ``affine``         [2, C]  scale ``a``, shift ``b``; the normalised output is ``a·x + b``
 ``sums``           [2, C]  ΣG, ΣG·(x − mean); four rows where there are two branches
 ``gradients``      [2, C]  dγ, dβ
-``coefficients``   [3, C]  a, c1, c0; the input's gradient is ``a·G + c1·x + c0``
+``coefficients``   [3, C]  a, c1, c0; the input's gradient is ``a·G + c1·x + c0``; [1, C], ``a`` alone, where the
+                           statistics are not the batch's own
 =================  ======  ============================================================
 
 Everything per element is computed in the accumulation dtype and rounded once; everything per channel in float64.
@@ -77,28 +78,27 @@ def batch_norm_act_reduce(
     rows = _sums(masked, x, moments)
     if residual is not None:
         rows += _sums(masked, residual, residual_moments)
-    return torch.stack(rows), masked.to(grad.dtype) if write_masked else grad.new_empty(0)
+    return torch.stack(rows), _written(masked, grad) if write_masked else grad.new_empty(0)
 
 
 def batch_norm_coefficients(
     sums: Tensor, moments: Tensor, weight: Tensor | None, eps: float, count: int, batch_stats: bool
 ) -> tuple[Tensor, Tensor]:
-    """Finalise the sums of one branch; returns (gradients [2, C], coefficients [3, C]).
+    """Finalise the sums of one branch; returns (gradients [2, C], coefficients [3, C] or [1, C]).
 
     ``dβ = ΣG``, ``dγ = rstd·ΣG·(x − mean)``, ``c1 = −a·rstd·dγ/m``, ``c0 = −a·dβ/m − c1·mean``, with ``m = count``.
-    Where the statistics are not the batch's own (``batch_stats`` false), ``c1 = c0 = 0``.
+    Where the statistics are not the batch's own (``batch_stats`` false) there is only ``a``.
     """
     mean, var = moments.double()
     sum_grad, sum_centred = sums.double()
     rstd = (var + eps).rsqrt()
     scale = rstd if weight is None else rstd * weight.double()
     grad_weight = rstd * sum_centred
-    if batch_stats:
-        c1 = (-scale * rstd * grad_weight / count).to(moments.dtype).double()
-        c0 = -scale * sum_grad / count - c1 * mean
-    else:
-        c1 = c0 = torch.zeros_like(scale)
     gradients = torch.stack((grad_weight, sum_grad)).to(moments.dtype)
+    if not batch_stats:
+        return gradients, scale.to(moments.dtype).unsqueeze(0)
+    c1 = (-scale * rstd * grad_weight / count).to(moments.dtype).double()
+    c0 = -scale * sum_grad / count - c1 * mean
     return gradients, torch.stack((scale, c1, c0)).to(moments.dtype)
 
 
@@ -122,7 +122,7 @@ def batch_norm_act_backward(
     if residual is not None:
         second = _input_gradient(masked, residual, residual_coefficients).to(residual.dtype)
     else:
-        second = masked.to(grad.dtype) if write_masked else grad.new_empty(0)
+        second = _written(masked, grad) if write_masked else grad.new_empty(0)
     return _input_gradient(masked, x, coefficients).to(x.dtype), second
 
 
@@ -146,6 +146,12 @@ def _sums(grad: Tensor, x: Tensor, moments: Tensor) -> list[Tensor]:
     return [grad.sum((0, 2, 3)), (grad * centred).sum((0, 2, 3))]
 
 
+def _written(masked: Tensor, grad: Tensor) -> Tensor:
+    return grad.clone() if masked is grad else masked.to(grad.dtype)
+
+
 def _input_gradient(grad: Tensor, x: Tensor, coefficients: Tensor) -> Tensor:
+    if coefficients.shape[0] == 1:
+        return _channels(coefficients[0]) * grad
     a, c1, c0 = map(_channels, coefficients)
     return a * grad + torch.addcmul(c0, c1, x.to(coefficients.dtype))

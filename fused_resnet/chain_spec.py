@@ -1,0 +1,151 @@
+"""What a chain is made of, and the order in which its tensors are handed around.
+
+A chain's structure is built from nested plain tuples, so that ``torch.compile`` can follow how it is read from modules and
+a traced program can print it into its graph.
+"""
+
+import ast
+import functools
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+Pair = tuple[int, int]
+
+IDENTITY = "identity"
+
+
+class Conv(NamedTuple):
+    """The geometry of a 2-d convolution with zero padding."""
+
+    stride: Pair
+    padding: Pair
+    dilation: Pair
+    groups: int
+    bias: bool
+
+
+class Unit(NamedTuple):
+    """``conv → batch norm → act``; without ``conv`` the norm reads the unit's input itself."""
+
+    conv: Conv | None
+    weight: bool
+    bias: bool
+    batch_stats: bool
+    eps: float
+    relu: bool
+
+
+class Pool(NamedTuple):
+    """The geometry of a 2-d max pool."""
+
+    kernel_size: Pair
+    stride: Pair
+    padding: Pair
+
+
+class Chain(NamedTuple):
+    """What a chain computes.
+
+    Attributes
+    ----------
+    units
+        The main path, in order.  With a shortcut, the last unit's ReLU comes after the add.
+    shortcut
+        None, :data:`IDENTITY`, or the unit of a projection (conv → batch norm, no ReLU).
+    pool
+        A max pool behind the last unit, or None.
+    engine
+        Name of the engine, or ``"auto"``.
+    """
+
+    units: tuple[Unit, ...]
+    shortcut: Unit | str | None
+    pool: Pool | None
+    engine: str
+
+    @property
+    def all_units(self) -> tuple[Unit, ...]:
+        """The main path, and the projection behind it."""
+        return (*self.units, self.shortcut) if isinstance(self.shortcut, Unit) else self.units
+
+    @property
+    def masks_by_output(self) -> bool:
+        """Whether backward takes the last ReLU's mask from the chain's output: behind an add ``y`` alone can't say."""
+        return self.shortcut is not None and self.units[-1].relu
+
+
+@functools.cache
+def make_chain(signature: tuple[Any, ...]) -> Chain:
+    """Name the parts of a chain given as nested plain tuples (which a traced program can build and print)."""
+    units, shortcut, pool, engine = signature
+    if isinstance(shortcut, tuple):
+        shortcut = _make_unit(shortcut)
+    return Chain(tuple(map(_make_unit, units)), shortcut, Pool(*pool) if pool else None, engine)
+
+
+def _make_unit(signature: tuple[Any, ...]) -> Unit:
+    conv, *rest = signature
+    return Unit(Conv(*conv) if conv else None, *rest)
+
+
+@functools.cache
+def parse_chain(signature: str) -> Chain:
+    """Read a chain from the ``repr`` of its signature."""
+    return make_chain(ast.literal_eval(signature))
+
+
+class Parameters(NamedTuple):
+    """What a unit has one of for each parameter: the parameters, their gradients, or whether those are wanted."""
+
+    conv_weight: Any
+    conv_bias: Any
+    weight: Any
+    bias: Any
+
+
+class Saved(NamedTuple):
+    """What a unit keeps for backward; ``y`` is None where the unit has no conv, ``weight`` unless it was cast."""
+
+    y: Tensor | None
+    moments: Tensor
+    affine: Tensor
+    conv_weight: Tensor | None
+
+
+def split_parameters(chain: Chain, flat: Iterable[Any]) -> list[Parameters]:
+    """Group a flat list, one item for each parameter that the units have, by unit."""
+    items = iter(flat)
+    return [
+        Parameters(
+            *(
+                next(items) if present else None
+                for present in (unit.conv is not None, unit.conv and unit.conv.bias, unit.weight, unit.bias)
+            )
+        )
+        for unit in chain.all_units
+    ]
+
+
+def split_saved(chain: Chain, x: Tensor, parameters: list[Parameters], flat: Iterable[Tensor]) -> list[Saved]:
+    """Group the flat list of saved tensors by unit."""
+    items = iter(flat)
+    return [
+        Saved(
+            next(items) if unit.conv else None,
+            next(items),
+            next(items),
+            next(items) if unit.conv and p.conv_weight.dtype != x.dtype else None,
+        )
+        for unit, p in zip(chain.all_units, parameters, strict=True)
+    ]
+
+
+def wants_input(chain: Chain, needs_grad: Sequence[bool], shortcut: Tensor | None) -> list[bool]:
+    """Return for every unit whether anything in front of it wants a gradient; ``needs_grad`` as in :func:`backward`."""
+    wants_x, wants_shortcut, *wants = needs_grad
+    in_front = [wants_x]
+    for unit in split_parameters(chain, wants)[: len(chain.units) - 1]:
+        in_front.append(in_front[-1] or any(unit))
+    return [*in_front, wants_x if shortcut is None else wants_shortcut][: len(chain.all_units)]
