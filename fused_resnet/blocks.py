@@ -151,7 +151,7 @@ def stock_class(cls: type) -> type:
 
 def restore(cls: type[nn.Module]) -> nn.Module:
     """Make an empty fused module, for pickle and deepcopy to fill."""
-    fused = fused_class(cls)
+    fused = fused_class(cls)  # type: ignore[arg-type]
     module: nn.Module = fused.__new__(fused)
     return module
 

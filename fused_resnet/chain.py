@@ -71,7 +71,7 @@ def forward(
     stats: list[Tensor] = []
 
     def conv_norm(unit: Unit, p: Parameters, weight: Tensor | None, z: Tensor) -> tuple[Tensor, Tensor]:
-        y = _dense(z) if unit.conv is None else _conv(unit.conv, z, weight, p.conv_bias)
+        y = _dense(z) if weight is None else _conv(unit.conv, z, weight, p.conv_bias)
         if unit.batch_stats:
             _check_batch(y)
             moments = k.batch_norm_stats(y)
@@ -81,7 +81,7 @@ def forward(
             moments = torch.stack((next(running_stats).to(dtype), next(running_stats).to(dtype)))
         affine = k.batch_norm_affine(moments, p.weight, p.bias, unit.eps)
         saved.extend([moments, affine] if unit.conv is None else [y, moments, affine])
-        if weight is not p.conv_weight:
+        if weight is not None and weight is not p.conv_weight:
             saved.append(weight)
         return y, affine
 
@@ -97,15 +97,14 @@ def forward(
         output, index = k.batch_norm_act_pool(y, affine, unit.relu, *map(list, chain.pool))
         saved.append(index)
         return output, saved, stats
-    residual = residual_affine = None
-    if chain.shortcut is not None:
-        residual = x if shortcut is None else shortcut
+    if chain.shortcut is None:
+        return k.batch_norm_act(y, affine, None, None, unit.relu), saved, stats
+    residual, residual_affine = x if shortcut is None else shortcut, None
     if isinstance(chain.shortcut, Unit):
         residual, residual_affine = conv_norm(chain.shortcut, by_unit[-1], weights[-1], residual)
-    if residual is not None:
-        _check_residual(residual, y)
-        residual = _dense_like(residual, y)
-    return k.batch_norm_act(y, affine, residual, residual_affine, unit.relu), saved, stats
+    _check_residual(residual, y)
+    output = k.batch_norm_act(y, affine, _dense_like(residual, y), residual_affine, unit.relu)
+    return output, saved, stats
 
 
 def backward(
@@ -247,6 +246,7 @@ class _Backward:
         stride, padding, dilation, groups, bias = unit.conv
         cast = self.saved[i].conv_weight
         weight = parameters.conv_weight if cast is None else cast
+        dz: Tensor | None
         dz, dw, db = torch.ops.aten.convolution_backward(
             dy, z, weight, [weight.shape[0]] if bias else None, stride, padding, dilation, False, (0, 0), groups,
             [self.wants_input[i], bool(wanted.conv_weight), bool(wanted.conv_bias)],
@@ -255,13 +255,14 @@ class _Backward:
             conv_weight=dw.to(parameters.conv_weight.dtype) if wanted.conv_weight else None,
             conv_bias=db.to(parameters.conv_bias.dtype) if wanted.conv_bias else None,
         )
-        return dz
+        return dz if self.wants_input[i] else None
 
     def z(self, i: int) -> Tensor:
         """Rebuild what a unit gave the next one's weight gradient, or stand in for it where only its shape is read."""
         if not self.wanted[i + 1].conv_weight:
             return self.y(i)
-        return self.k.batch_norm_act(self.y(i), self.saved[i].affine, None, None, self.chain.units[i].relu)
+        z: Tensor = self.k.batch_norm_act(self.y(i), self.saved[i].affine, None, None, self.chain.units[i].relu)
+        return z
 
     def y(self, i: int) -> Tensor:
         """Return the input of a unit's batch norm."""
@@ -274,18 +275,17 @@ class _Backward:
 
 
 def _cast_weights(by_unit: list[Parameters], dtype: torch.dtype) -> list[Tensor | None]:
-    """Every unit's convolution weight in ``dtype``: the parameter itself where it is, else cast in one call for all."""
-    weights = [p.conv_weight for p in by_unit]
-    stale = [i for i, weight in enumerate(weights) if weight is not None and weight.dtype != dtype]
-    if stale:
-        cast = [torch.empty_like(weights[i], dtype=dtype) for i in stale]
-        torch._foreach_copy_(cast, [weights[i] for i in stale])
-        for i, weight in zip(stale, cast, strict=True):
-            weights[i] = weight
-    return weights
+    """Return every unit's convolution weight in ``dtype``: the parameter itself, or a cast, in one call for all."""
+    stale = {
+        i: p.conv_weight for i, p in enumerate(by_unit) if p.conv_weight is not None and p.conv_weight.dtype != dtype
+    }
+    cast = {i: torch.empty_like(weight, dtype=dtype) for i, weight in stale.items()}
+    if cast:
+        torch._foreach_copy_(list(cast.values()), list(stale.values()))
+    return [cast.get(i, p.conv_weight) for i, p in enumerate(by_unit)]
 
 
-def _conv(conv: Conv, z: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+def _conv(conv: Conv, z: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     if bias is not None:
         bias = bias.to(z.dtype)
     return torch.conv2d(z, weight, bias, conv.stride, conv.padding, conv.dilation, conv.groups)

@@ -14,10 +14,9 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from fused_resnet import ops
-from fused_resnet.chain import (
+from fused_resnet.chain import backward, forward
+from fused_resnet.chain_spec import (
     Chain,
-    backward,
-    forward,
     make_chain,
     parse_chain,
     split_parameters,
@@ -57,7 +56,9 @@ def run_chain(
         return output, stats
     chain = make_chain(signature)
     if torch.is_grad_enabled():
-        output, *stats = _ChainFunction.apply(chain, len(parameters), x, shortcut, *parameters, *running)
+        output, *stats = _ChainFunction.apply(  # type: ignore[no-untyped-call]
+            chain, len(parameters), x, shortcut, *parameters, *running
+        )
     else:
         output, _, stats = _forward(chain, x, shortcut, parameters, running)
     return output, stats
@@ -75,7 +76,7 @@ def _backward(chain, grad, x, shortcut, output, parameters, saved, needs_grad) -
         return backward(chain, grad, x, shortcut, output, parameters, saved, needs_grad, k)
 
 
-def _without_autocast(x: Tensor) -> contextlib.AbstractContextManager:
+def _without_autocast(x: Tensor) -> contextlib.AbstractContextManager[Any]:
     if torch.is_autocast_enabled(x.device.type):
         return torch.autocast(x.device.type, enabled=False)
     return contextlib.nullcontext()

@@ -1,7 +1,7 @@
 """What a chain is made of, and the order in which its tensors are handed around.
 
-A chain's structure is built from nested plain tuples, so that ``torch.compile`` can follow how it is read from modules and
-a traced program can print it into its graph.
+A chain's structure is built from nested plain tuples, so that ``torch.compile`` can follow how it is read from modules
+and a traced program can print it into its graph.
 """
 
 import ast

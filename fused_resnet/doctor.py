@@ -52,7 +52,7 @@ def _version(package: str) -> str | None:
 
 def _instruction_sets() -> dict[str, Any]:
     try:
-        from fused_resnet import _C
+        from fused_resnet import _C  # type: ignore[attr-defined]
     except ImportError as error:
         return {"instruction sets": f"unknown: {error}"}
     return {"instruction sets": _C.isas(), "in use": _C.isa()}

@@ -7,6 +7,7 @@ vectorised and threaded).  The native library is loaded on first use and never a
 import functools
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -84,7 +85,8 @@ def load_cpu_library() -> str | None:
     return None
 
 
-def build_record() -> dict:
+def build_record() -> dict[str, Any]:
     """Return what the native build wrote down about itself: compiler, instruction sets, what was left out and why."""
     path = PACKAGE / "_build.json"
-    return json.loads(path.read_text()) if path.exists() else {}
+    record: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    return record

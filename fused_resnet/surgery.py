@@ -76,7 +76,7 @@ def fuse(
     unfuse(model)
     for _, module, plans in list(_survey(model, engine)):
         if not isinstance(plans, str):
-            module.__class__ = fused_class(type(module))
+            module.__class__ = fused_class(type(module))  # type: ignore[arg-type]
             vars(module)["_fused"] = plans
     report = explain(model)
     if not report.fused:

@@ -76,7 +76,7 @@ def batch_norm_act_reduce(
     """
     masked = _mask(grad, x, affine, z, relu)
     rows = _sums(masked, x, moments)
-    if residual is not None:
+    if residual is not None and residual_moments is not None:
         rows += _sums(masked, residual, residual_moments)
     return torch.stack(rows), _written(masked, grad) if write_masked else grad.new_empty(0)
 
@@ -119,7 +119,7 @@ def batch_norm_act_backward(
     empty otherwise.
     """
     masked = _mask(grad, x, affine, z, relu)
-    if residual is not None:
+    if residual is not None and residual_coefficients is not None:
         second = _input_gradient(masked, residual, residual_coefficients).to(residual.dtype)
     else:
         second = _written(masked, grad) if write_masked else grad.new_empty(0)
