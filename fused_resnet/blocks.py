@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
+from torch.nn.modules.module import _has_any_global_hook
 
 from fused_resnet.chain_ops import run_chain
 
@@ -124,15 +125,6 @@ class FusedModule(nn.Module):
 
     _fused: dict[bool, Plan]
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Run the module's own forward with fused chains in it, or the module's own forward."""
-        plan = self._fused.get(self.training) if "_fused" in self.__dict__ else None
-        if plan is not None and len(args) == 1 and not kwargs and serves_input(args[0], self.training):
-            chains = prepare(self, plan)
-            if not isinstance(chains, str) and serves_dtype(chains, args[0]):
-                return plan.forward(self, PreparedChains(chains), args[0])
-        return super().forward(*args, **kwargs)
-
     def __reduce_ex__(self, protocol: Any) -> Any:
         reduced: Any = super().__reduce_ex__(protocol)
         return restore, (stock_class(type(self)),), *reduced[2:]
@@ -141,7 +133,18 @@ class FusedModule(nn.Module):
 @functools.cache
 def fused_class(cls: Any) -> Any:
     """Return the subclass of ``cls`` that a fused module gets; one for each class."""
-    return type(f"Fused{cls.__name__}", (FusedModule, cls), {"__module__": cls.__module__, "__doc__": cls.__doc__})
+
+    @functools.wraps(cls.forward)  # what asks for a forward's signature gets the stock one
+    def forward(self: FusedModule, *args: Any, **kwargs: Any) -> Any:
+        plan = self._fused.get(self.training) if "_fused" in self.__dict__ else None
+        if plan is not None and len(args) == 1 and not kwargs and serves_input(args[0], self.training):
+            chains = prepare(self, plan)
+            if not isinstance(chains, str) and serves_dtype(chains, args[0]):
+                return plan.forward(self, PreparedChains(chains), args[0])
+        return super(FusedModule, self).forward(*args, **kwargs)
+
+    namespace = {"forward": forward, "__module__": cls.__module__, "__doc__": cls.__doc__}
+    return type(f"Fused{cls.__name__}", (FusedModule, cls), namespace)
 
 
 def stock_class(cls: type) -> type:
@@ -161,12 +164,13 @@ def serves_input(x: Any, training: bool) -> bool:
     compiling = torch.compiler.is_compiling()
     return (
         isinstance(x, Tensor)
-        and (compiling or type(x) is Tensor)
+        and (compiling or (type(x) is Tensor and not _has_any_global_hook()))
+        and not torch._C._get_tracing_state()
         and x.dim() == 4
         and x.numel() > 0
+        and x.device.type != "meta"
         # an exported model for inference is plain aten, which never needs this package
         and (training or not (compiling and torch.compiler.is_exporting()))
-        and not torch._C._get_tracing_state()
         and not torch._C._are_functorch_transforms_active()
         and forward_ad._current_level < 0
     )
@@ -200,45 +204,16 @@ def prepare(module: nn.Module, plan: Plan) -> list[PreparedChain] | str:
 
 
 def _prepare_chain(module: nn.Module, paths: ChainPaths, engine: str) -> PreparedChain | str:
-    parameters: list[Tensor] = []
-    running: list[Tensor] = []
-    norms: list[Any] = []
-
-    def read(unit: UnitPaths) -> Signature | str:
-        conv_signature = None
-        if unit.conv is not None:
-            conv = child(module, unit.conv)
-            if reason := _why_not_plain(conv, unit.conv) or _why_not_conv(conv, unit.conv):
-                return reason
-            conv_signature = (conv.stride, conv.padding, conv.dilation, conv.groups, conv.bias is not None)
-            parameters.append(conv.weight)
-            if conv.bias is not None:
-                parameters.append(conv.bias)
-        norm = child(module, unit.norm)
-        if reason := _why_not_plain(norm, unit.norm) or _why_not_norm(norm, unit.norm):
-            return reason
-        batch_stats = not is_frozen_norm(norm) and (norm.training or norm.running_mean is None)
-        parameters.extend([p for p in (norm.weight, norm.bias) if p is not None])
-        if batch_stats:
-            norms.append(norm)
-        else:
-            running.extend([norm.running_mean, norm.running_var])
-        if isinstance(unit.act, tuple):
-            act = child(module, unit.act)
-            if reason := _why_not_plain(act, unit.act) or _why_not_type(act, nn.ReLU, unit.act):
-                return reason
-        affine = (norm.weight is not None, norm.bias is not None)
-        return conv_signature, *affine, batch_stats, float(norm.eps), unit.act is not None
-
+    prepared = PreparedChain((), [], [], [])
     units = []
     for unit in paths.units:
-        signature = read(unit)
+        signature = _read_unit(module, unit, prepared)
         if isinstance(signature, str):
             return signature
         units.append(signature)
     shortcut: Any = paths.shortcut
     if isinstance(shortcut, UnitPaths):
-        shortcut = read(shortcut)
+        shortcut = _read_unit(module, shortcut, prepared)
         if isinstance(shortcut, str):
             return shortcut
     pool_signature = None
@@ -247,7 +222,36 @@ def _prepare_chain(module: nn.Module, paths: ChainPaths, engine: str) -> Prepare
         if reason := _why_not_plain(pool, paths.pool) or _why_not_pool(pool, paths.pool):
             return reason
         pool_signature = (pair(pool.kernel_size), pair(pool.stride), pair(pool.padding))
-    return PreparedChain((tuple(units), shortcut, pool_signature, engine), parameters, running, norms)
+    return prepared._replace(signature=(tuple(units), shortcut, pool_signature, engine))
+
+
+def _read_unit(module: nn.Module, unit: UnitPaths, prepared: PreparedChain) -> Signature | str:
+    """Return a unit's signature and add its tensors to a chain's, or say why it cannot serve."""
+    conv_signature = None
+    if unit.conv is not None:
+        conv = child(module, unit.conv)
+        if reason := _why_not_plain(conv, unit.conv) or _why_not_conv(conv, unit.conv):
+            return reason
+        geometry = (pair(conv.stride), pair(conv.padding), pair(conv.dilation))
+        conv_signature = (*geometry, conv.groups, conv.bias is not None)
+        prepared.parameters.append(conv.weight)
+        if conv.bias is not None:
+            prepared.parameters.append(conv.bias)
+    norm = child(module, unit.norm)
+    if reason := _why_not_plain(norm, unit.norm) or _why_not_norm(norm, unit.norm):
+        return reason
+    prepared.parameters.extend([p for p in (norm.weight, norm.bias) if p is not None])
+    batch_stats = not is_frozen_norm(norm) and (norm.training or norm.running_mean is None)
+    if batch_stats:
+        prepared.norms.append(norm)
+    else:
+        prepared.running.extend([norm.running_mean, norm.running_var])
+    if isinstance(unit.act, tuple):
+        act = child(module, unit.act)
+        if reason := _why_not_plain(act, unit.act) or _why_not_type(act, nn.ReLU, unit.act):
+            return reason
+    affine = (norm.weight is not None, norm.bias is not None)
+    return conv_signature, *affine, batch_stats, float(norm.eps), unit.act is not None
 
 
 def child(module: nn.Module, path: Path) -> Any:
@@ -257,8 +261,8 @@ def child(module: nn.Module, path: Path) -> Any:
     return module
 
 
-def pair(value: int | tuple[int, ...]) -> tuple[int, int]:
-    """``(n, n)`` for an int, as torch's pooling layers read their geometry."""
+def pair(value: int | Sequence[int]) -> tuple[int, int]:
+    """Read a geometry as torch's layers do: ``n`` means ``(n, n)``."""
     return (value, value) if isinstance(value, int) else (value[0], value[1])
 
 
@@ -288,7 +292,9 @@ def _why_not_conv(conv: Any, path: Path) -> str | None:
 
 
 def _why_not_norm(norm: Any, path: Path) -> str | None:
-    return None if is_frozen_norm(norm) else _why_not_type(norm, nn.BatchNorm2d, path)
+    if is_frozen_norm(norm):
+        return None if hasattr(norm, "eps") else f"{'.'.join(path)} has no eps"
+    return _why_not_type(norm, nn.BatchNorm2d, path)
 
 
 def _why_not_pool(pool: Any, path: Path) -> str | None:
@@ -313,7 +319,8 @@ def _why_not_as_traced(module: nn.Module, container: Container) -> str | None:
         if (getattr(inner, child_name) is None) != (child_name in container.missing):
             return f"{name}.{child_name} has changed since it was fused"
     for attribute, value in container.attributes:
-        if getattr(inner, attribute, None) != value:
+        now = getattr(inner, attribute, None)
+        if (tuple(now) if isinstance(now, list) else now) != value:
             return f"{name}.{attribute} has changed since it was fused"
     return None
 

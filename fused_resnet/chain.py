@@ -16,6 +16,7 @@ forward               backward
 
 from collections.abc import Sequence
 from types import SimpleNamespace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -71,7 +72,7 @@ def forward(
     stats: list[Tensor] = []
 
     def conv_norm(unit: Unit, p: Parameters, weight: Tensor | None, z: Tensor) -> tuple[Tensor, Tensor]:
-        y = _dense(z) if weight is None else _conv(unit.conv, z, weight, p.conv_bias)
+        y = _dense(z) if unit.conv is None else _conv(unit.conv, z, weight, p.conv_bias)
         if unit.batch_stats:
             _check_batch(y)
             moments = k.batch_norm_stats(y)
@@ -102,8 +103,7 @@ def forward(
     residual, residual_affine = x if shortcut is None else shortcut, None
     if isinstance(chain.shortcut, Unit):
         residual, residual_affine = conv_norm(chain.shortcut, by_unit[-1], weights[-1], residual)
-    _check_residual(residual, y)
-    output = k.batch_norm_act(y, affine, _dense_like(residual, y), residual_affine, unit.relu)
+    output = k.batch_norm_act(y, affine, _residual_like(residual, y), residual_affine, unit.relu)
     return output, saved, stats
 
 
@@ -176,7 +176,9 @@ class _Backward:
             dy, dy_side = self.branches([last, last + 1], grad, z)
             return dy, None if dy_side is None else self.conv(last + 1, dy_side, self.source)
         wants_source = self.wants_shortcut if self.separate else self.wants_x
-        return self.branches([last], grad, z, wants_masked=self.chain.shortcut is not None and wants_source)
+        wants_masked = self.chain.shortcut is not None and wants_source
+        dy, masked = self.branches([last], grad, z, wants_masked)
+        return dy, masked.sum_to_size(self.source.shape) if wants_masked and masked is not None else None
 
     def norm(self, i: int, dz: Tensor) -> Tensor | None:
         """Return ``dy`` of a unit inside the chain."""
@@ -285,7 +287,7 @@ def _cast_weights(by_unit: list[Parameters], dtype: torch.dtype) -> list[Tensor 
     return [cast.get(i, p.conv_weight) for i, p in enumerate(by_unit)]
 
 
-def _conv(conv: Conv, z: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def _conv(conv: Conv, z: Tensor, weight: Any, bias: Tensor | None) -> Tensor:
     if bias is not None:
         bias = bias.to(z.dtype)
     return torch.conv2d(z, weight, bias, conv.stride, conv.padding, conv.dilation, conv.groups)
@@ -304,12 +306,13 @@ def _check_batch(y: Tensor) -> None:
         )
 
 
-def _check_residual(residual: Tensor, y: Tensor) -> None:
-    if residual.shape != y.shape or residual.dtype != y.dtype or residual.device != y.device:
+def _residual_like(residual: Tensor, y: Tensor) -> Tensor:
+    if residual.dtype != y.dtype or torch.broadcast_shapes(residual.shape, y.shape) != y.shape:
         raise ValueError(
-            f"residual must have the shape, dtype and device of what it is added to, {tuple(y.shape)} {y.dtype} on "
-            f"{y.device}, got {tuple(residual.shape)} {residual.dtype} on {residual.device}"
+            f"residual must have the dtype and shape of what it is added to, {y.dtype} {tuple(y.shape)}, "
+            f"got {residual.dtype} {tuple(residual.shape)}"
         )
+    return _dense_like(residual.expand_as(y), y)
 
 
 def _dense(x: Tensor) -> Tensor:

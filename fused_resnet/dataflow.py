@@ -5,9 +5,12 @@ perhaps an add with a shortcut, a last ReLU, or a max pool.  No class is known b
 Hugging Face's and one's own are found alike.
 """
 
+import pickle
+import random
 import re
+import sys
 from collections import Counter
-from types import ModuleType
+from types import BuiltinFunctionType, FunctionType, ModuleType
 from typing import Any, NamedTuple
 
 import torch
@@ -86,6 +89,16 @@ def why_no_match(module: nn.Module) -> str:
     return "no conv → batch norm → ReLU with single consumers in its forward"
 
 
+class _Value(fx.Proxy):
+    """A traced tensor, which says so to a forward that asks ``isinstance(x, torch.Tensor)``."""
+
+    _is_param = False
+
+    @property  # type: ignore[misc]
+    def __class__(self) -> type:
+        return torch.Tensor
+
+
 class _Tracer(fx.Tracer):
     """Trace ``forward(x)``; every other argument keeps its default.
 
@@ -97,6 +110,12 @@ class _Tracer(fx.Tracer):
         self.deep = deep
         self.entered: dict[str, nn.Module] = {}
 
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return _Value(node, self)
+
+    def create_arg(self, a: Any) -> Any:
+        return a.node if type(a) is _Value else super().create_arg(a)
+
     def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> tuple[Any, list[Any]]:
         return root_fn, [self.root, self.create_proxy("placeholder", "x", (), {})]
 
@@ -107,30 +126,99 @@ class _Tracer(fx.Tracer):
         return leaf
 
 
+class _Untraceable(Exception):
+    """A forward does what a trace cannot show."""
+
+
 def _trace(module: nn.Module, training: bool, deep: bool) -> tuple[fx.Graph, tuple[Container, ...]]:
-    modes = {m: m.training for m in module.modules() if not is_primitive(m)}
+    modules = [m for m in module.modules() if not is_primitive(m)]
+    modes = [m.training for m in modules]
+    before = [_state(m) for m in modules]
+    random_before = _random_state()
+    tracer = _Tracer(deep)
     try:
-        for m in modes:
+        for m in modules:
             m.training = training
-        tracer = _Tracer(deep)
         graph = tracer.trace(module)
     finally:
-        for m, mode in modes.items():
+        for m, mode in zip(modules, modes, strict=True):
             m.training = mode
+        drew = _restore_random_state(random_before)
+        changed = [name for m, state in zip(modules, before, strict=True) for name in _restore(m, state)]
+    if drew:
+        raise _Untraceable("it draws random numbers")
+    if changed:
+        raise _Untraceable(f"it changes self.{changed[0]}")
     entered = {"": module, **tracer.entered}
     return graph, tuple(_container(tuple(filter(None, name.split("."))), m) for name, m in entered.items())
 
 
+def _state(module: nn.Module) -> dict[str, Any]:
+    """Return a module's attributes, collections as copies of one level."""
+    return {
+        name: type(value)(value) if isinstance(value, (list, dict, set)) else value
+        for name, value in vars(module).items()
+    }
+
+
+def _restore(module: nn.Module, before: dict[str, Any]) -> list[str]:
+    """Undo what a trace did to a module's attributes and return the names of those it changed."""
+
+    def items(value: Any) -> list[Any]:
+        if isinstance(value, dict):
+            return [*value, *value.values()]
+        return list(value) if isinstance(value, (list, set)) else [value]
+
+    changed = []
+    for name in {**vars(module), **before}:
+        now, then = vars(module).get(name, _MISSING), before.get(name, _MISSING)
+        if [id(item) for item in items(now)] == [id(item) for item in items(then)]:
+            continue
+        changed.append(name)
+        if then is _MISSING:
+            del vars(module)[name]
+        elif isinstance(now, (list, dict, set)) and type(now) is type(then):
+            now.clear()
+            now.extend(then) if isinstance(now, list) else now.update(then)
+        else:
+            vars(module)[name] = then
+    return changed
+
+
+def _random_state() -> dict[str, Any]:
+    numpy = sys.modules.get("numpy")
+    return {
+        "python": random.getstate(),
+        "torch": torch.get_rng_state(),
+        "numpy": None if numpy is None else numpy.random.get_state(),
+    }
+
+
+def _restore_random_state(before: dict[str, Any]) -> bool:
+    """Put the generators of Python, torch and numpy back and return whether a trace had drawn from them."""
+    drew = pickle.dumps(_random_state()) != pickle.dumps(before)
+    random.setstate(before["python"])
+    torch.set_rng_state(before["torch"])
+    if before["numpy"] is not None:
+        sys.modules["numpy"].random.set_state(before["numpy"])
+    return drew
+
+
+_MISSING = object()
 _MODULE_ATTRIBUTES = frozenset(vars(nn.Module()))
+# attributes that steer a forward: a trace holds for the values that they had
+_STEERING = (bool, int, float, str, type(None), type, FunctionType, BuiltinFunctionType)
 
 
 def _container(path: Path, module: nn.Module) -> Container:
     children = tuple(module._modules)
     missing = tuple(name for name in children if module._modules[name] is None)
+    values = {name: tuple(v) if isinstance(v, list) else v for name, v in vars(module).items()}
     attributes = tuple(
         (name, value)
-        for name, value in vars(module).items()
-        if name not in _MODULE_ATTRIBUTES and isinstance(value, (bool, int, float, str, type(None)))
+        for name, value in values.items()
+        if name not in _MODULE_ATTRIBUTES
+        and all(isinstance(item, _STEERING) for item in (value if isinstance(value, tuple) else [value]))
     )
     return Container(path, type(module), children, missing, attributes)
 
@@ -351,11 +439,14 @@ def _write_forward(graph: fx.Graph, chains: list[_Match]) -> str:
         for node in reversed([node for node in graph.nodes if node in match.nodes]):
             graph.erase_node(node)
     code = graph.python_code("self")
-    imports = [
-        f"import {value.__name__} as {name}"
-        if isinstance(value, ModuleType)
-        else f"from {value.__module__} import {value.__qualname__} as {name}"
-        for name, value in code.globals.items()
-        if re.search(rf"\b{name}\b", code.src)
-    ]
-    return "\n".join([*imports, code.src.strip(), ""])
+    used = {name: value for name, value in code.globals.items() if re.search(rf"\b{name}\b", code.src)}
+    return "\n".join([*(_define(name, value) for name, value in used.items()), code.src.strip(), ""])
+
+
+def _define(name: str, value: Any) -> str:
+    """Return the line of source that gives a traced forward one of its globals."""
+    if isinstance(value, ModuleType):
+        return f"import {value.__name__} as {name}"
+    if isinstance(value, float):  # inf, nan
+        return f"{name} = float('{value}')"
+    return f"from {value.__module__} import {value.__qualname__} as {name}"
