@@ -5,7 +5,6 @@ perhaps an add with a shortcut, a last ReLU, or a max pool.  No class is known b
 Hugging Face's and one's own are found alike.
 """
 
-import pickle
 import random
 import re
 import sys
@@ -92,7 +91,7 @@ def why_no_match(module: nn.Module) -> str:
 class _Value(fx.Proxy):
     """A traced tensor, which says so to a forward that asks ``isinstance(x, torch.Tensor)``."""
 
-    _is_param = False
+    _is_param = _is_buffer = False
 
     @property  # type: ignore[misc]
     def __class__(self) -> type:
@@ -186,22 +185,23 @@ def _restore(module: nn.Module, before: dict[str, Any]) -> list[str]:
 
 
 def _random_state() -> dict[str, Any]:
-    numpy = sys.modules.get("numpy")
-    return {
-        "python": random.getstate(),
-        "torch": torch.get_rng_state(),
-        "numpy": None if numpy is None else numpy.random.get_state(),
-    }
+    """Return the states of the generators of Python, torch and numpy, as what compares by value."""
+    state = {"python": random.getstate(), "torch": bytes(torch.get_rng_state().tolist())}
+    if "numpy" in sys.modules:
+        name, keys, *rest = sys.modules["numpy"].random.get_state()
+        state["numpy"] = (name, tuple(keys), *rest)
+    return state
 
 
 def _restore_random_state(before: dict[str, Any]) -> bool:
-    """Put the generators of Python, torch and numpy back and return whether a trace had drawn from them."""
-    drew = pickle.dumps(_random_state()) != pickle.dumps(before)
+    """Put the generators back and return whether a trace had drawn from them."""
+    if _random_state() == before:
+        return False
     random.setstate(before["python"])
-    torch.set_rng_state(before["torch"])
-    if before["numpy"] is not None:
+    torch.set_rng_state(torch.frombuffer(bytearray(before["torch"]), dtype=torch.uint8))
+    if "numpy" in before:
         sys.modules["numpy"].random.set_state(before["numpy"])
-    return drew
+    return True
 
 
 _MISSING = object()

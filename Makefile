@@ -1,0 +1,64 @@
+# Everything happens in .venv, made on first use. `make help` lists the targets.
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+SHELL  := bash
+ARGS   ?=
+
+SOURCES     := $(shell find csrc -type f)
+CXX_SOURCES := $(filter %.h %.cpp %.cu %.cuh,$(SOURCES))
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help train test bench lint wheel clean check
+
+help:  ## list the targets
+	@echo "usage: make TARGET [ARGS='--more options'] [PYTHON=python3.12]"
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+train: $(VENV)/.installed  ## train a fused ResNet-20 on handwritten digits (ARGS go to fused-resnet train)
+	@$(BIN)/fused-resnet train $(ARGS)
+
+test: $(VENV)/.installed  ## run the tests (ARGS go to pytest)
+	@$(BIN)/python -m pytest $(ARGS)
+
+bench: $(VENV)/.installed  ## measure the fused operations and networks beside stock PyTorch (ARGS go to fused-resnet bench)
+	@$(BIN)/fused-resnet bench $(ARGS)
+	@$(BIN)/python -m pytest benchmarks
+
+lint: $(VENV)/.installed  ## check style and types, change nothing
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy fused_resnet
+	@$(BIN)/clang-format --dry-run --Werror $(CXX_SOURCES)
+
+wheel: $(VENV)/.installed  ## build a wheel for this machine's Python in dist/
+	@$(BIN)/pip wheel . --no-deps --no-build-isolation --wheel-dir dist
+
+clean:  ## remove what the build left; runs/ stays, and so does .venv
+	@rm -rf build dist *.egg-info fused_resnet/*.so fused_resnet/_build.json
+	@rm -rf .mypy_cache .pytest_cache .ruff_cache .hypothesis .benchmarks $(VENV)/.installed
+
+# What the build needs before the package itself can be installed; torch is the one that the extension is built against.
+$(VENV)/.requirements: constraints.txt | check
+	@echo "installing the pinned dependencies into $(VENV)"
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/pip install --quiet --constraint constraints.txt setuptools wheel cmake ninja pybind11 torch
+	@touch $@
+
+$(VENV)/.installed: $(VENV)/.requirements pyproject.toml setup.py CMakeLists.txt $(SOURCES)
+	@echo "building the extension"
+	@$(BIN)/pip install --quiet --constraint constraints.txt --no-build-isolation --editable '.[dev]'
+	@touch $@
+
+# What is missing on this machine, and the mend. The package would build without a compiler, on slow reference kernels.
+check:
+	@command -v $(PYTHON) >/dev/null \
+	    || { echo "$(PYTHON) is missing; mend: sudo apt install python3, or make PYTHON=/path/to/python3"; exit 1; } >&2
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' \
+	    || { echo "Python 3.10 or newer is needed, $(PYTHON) is $$($(PYTHON) -V); mend: make PYTHON=/path/to/newer"; exit 1; } >&2
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null \
+	    || { echo "$(PYTHON) cannot make virtual environments; mend: sudo apt install python3-venv"; exit 1; } >&2
+	@command -v $(firstword $(CXX)) >/dev/null || command -v c++ >/dev/null || command -v clang++ >/dev/null \
+	    || { echo "a C++ compiler ($(CXX)) is missing; mend: sudo apt install g++"; exit 1; } >&2

@@ -1,0 +1,67 @@
+"""No figure of a wrong result: what a peer computes is compared with float64 before it is measured."""
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+# group -> name -> tensor; the tensors of a group are alike: outputs, or gradients of parameters, or statistics
+Result = Mapping[str, Mapping[str, Tensor]]
+
+OUTPUT, GRADIENT, STATISTIC = "output", "gradient of", "statistic"
+
+# how much worse than stock torch in the same dtype a result may be
+FACTOR = 2.0
+ULPS = 4
+# Where an activation lies within rounding of zero, one peer's ReLU passes its gradient and another's does not: with a
+# few such among millions, gradients in float32 have been seen to differ by 0.3 to 0.8 %, stock's no less than others'.
+ACROSS_ZERO = 1e-2
+
+
+class WrongResult(ArithmeticError):
+    """A peer does not compute what stock torch computes."""
+
+
+def check(peer: str, result: Result, stock: Result, exact: Result) -> None:
+    """Compare a result with stock torch's, by their distance to the exact one.
+
+    The distance is the root mean square of the difference over that of the exact tensor. A peer may be `FACTOR` times
+    as far from the exact result as stock is, in the same tensor or over the group (the errors of small tensors
+    scatter), and `ULPS` roundings more; a gradient `ACROSS_ZERO` more.
+
+    Parameters
+    ----------
+    peer : str
+        Who computed `result`, for the message.
+    result, stock : mapping
+        What the peer and stock torch computed, in one dtype.
+    exact : mapping
+        The same from the same inputs in float64.
+
+    Raises
+    ------
+    WrongResult
+        A tensor is too far off, is missing, or holds a NaN; the message names it.
+    """
+    for group, exact_tensors in exact.items():
+        by_stock = {name: distance(stock[group][name], tensor) for name, tensor in exact_tensors.items()}
+        over_group = math.sqrt(sum(error**2 for error in by_stock.values()) / len(by_stock))
+        for name, tensor in exact_tensors.items():
+            if name not in result[group]:
+                raise WrongResult(f"{peer} is wrong: it has no {group} {name}")
+            error = distance(result[group][name], tensor)
+            rounding = ULPS * float(torch.finfo(stock[group][name].dtype).eps)
+            allowance = ACROSS_ZERO if group == GRADIENT else 0.0
+            limit = FACTOR * max(by_stock[name], over_group) + rounding + allowance
+            if not error <= limit:  # a NaN is not
+                raise WrongResult(
+                    f"{peer} is wrong: {group} {name} is off by {error:.1e}, stock by {by_stock[name]:.1e}, "
+                    f"the limit is {limit:.1e}"
+                )
+
+
+def distance(tensor: Tensor, exact: Tensor) -> float:
+    """Return the relative root mean square error of a tensor."""
+    scale = exact.double().square().mean().sqrt().clamp(min=torch.finfo(torch.float64).tiny)
+    return float((tensor.double() - exact).square().mean().sqrt() / scale)

@@ -1,0 +1,66 @@
+"""The ratios of a run as a picture."""
+
+from collections.abc import Sequence
+from typing import BinaryIO
+
+from fused_resnet.bench.harness import STOCK, Row
+
+COLORS = {"fused": "#1f5fbf", "compile": "#8a8f98"}
+
+
+def draw(rows: Sequence[Row], title: str, file: BinaryIO) -> None:
+    """Draw a bar for every row and peer, with its quartiles; a panel for every suite; stock is the line at 1.
+
+    Parameters
+    ----------
+    rows : sequence of Row
+        One row that was not refused, or more.
+    title : str
+        The figure's heading.
+    file : binary file
+        Where the PNG is written.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    suites = {row.suite: [r for r in rows if r.suite == row.suite and not r.refused] for row in rows}
+    suites = {name: of_suite for name, of_suite in suites.items() if of_suite}
+    heights = [sum(len(row.compared()) for row in of_suite) + 2.5 for of_suite in suites.values()]
+    # a figure of its own, not pyplot's: no global state, no display
+    figure = Figure(figsize=(8, 0.9 + 0.24 * sum(heights)), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    figure.suptitle(title, fontsize=10, x=0.01, ha="left")
+    panels = figure.subplots(len(suites), squeeze=False, height_ratios=heights)[:, 0]
+
+    for axes, of_suite in zip(panels, suites.values(), strict=True):
+        bars = [(row, peer) for row in of_suite for peer in row.compared()]
+        several = len({peer for _, peer in bars}) > 1
+        labels = [" ".join([*row.case.values(), *([peer] if several else [])]) for row, peer in bars]
+        ratios = [row.ratio(peer) for row, peer in bars]
+        medians = [ratio.median for ratio in ratios]
+        whiskers = [
+            # the median of the ratios may lie a little outside of the quartiles within rounds
+            [max(0.0, ratio.median - ratio.low) for ratio in ratios],
+            [max(0.0, ratio.high - ratio.median) for ratio in ratios],
+        ]
+        colors = [COLORS[peer] for _, peer in bars]
+        positions = range(len(bars))
+        axes.barh(positions, medians, xerr=whiskers, color=colors, height=0.7, error_kw={"linewidth": 0.8})
+        for position, ratio in zip(positions, ratios, strict=True):
+            axes.annotate(
+                f"{ratio.median:.2f}",
+                (max(ratio.median, ratio.high), position),
+                xytext=(4, 0),
+                textcoords="offset points",
+                va="center",
+                fontsize=7,
+            )
+        axes.set_yticks(positions, labels, fontsize=7, family="monospace")
+        axes.invert_yaxis()
+        axes.axvline(1, color="black", linewidth=0.8)
+        axes.set_xlim(0, 1.12 * max(1.0, *(max(ratio.median, ratio.high) for ratio in ratios)))
+        row = of_suite[0]
+        axes.set_xlabel(f"{row.suite}: {row.quantity.ratio} ({STOCK} is 1)", fontsize=8)
+        axes.tick_params(axis="x", labelsize=7)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(file, format="png")

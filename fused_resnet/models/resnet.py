@@ -1,0 +1,207 @@
+"""Residual networks in plain PyTorch: what ``fused_resnet.fuse`` is given, and what it is measured against.
+
+He, Zhang, Ren, Sun: *Deep Residual Learning for Image Recognition*, 2015 (arXiv:1512.03385). The ImageNet family is
+"v1.5": a bottleneck strides in its 3x3, not in its first 1x1. Modules bear torchvision's names, so that weights travel
+between the two, and are made in torchvision's order, so that one seed gives one network.
+"""
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+from torch import Tensor, nn
+
+
+def conv3x3(in_channels: int, out_channels: int, stride: int = 1) -> nn.Conv2d:
+    """Return a 3x3 convolution that keeps the size at stride 1."""
+    return nn.Conv2d(in_channels, out_channels, kernel_size=3, stride=stride, padding=1, bias=False)
+
+
+def conv1x1(in_channels: int, out_channels: int, stride: int = 1) -> nn.Conv2d:
+    """Return a 1x1 convolution."""
+    return nn.Conv2d(in_channels, out_channels, kernel_size=1, stride=stride, bias=False)
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions beside a shortcut (figure 5, left): ``relu(bn2(conv2(relu(bn1(conv1(x))))) + shortcut(x))``.
+
+    Parameters
+    ----------
+    in_channels : int
+        Channels of the input.
+    channels : int
+        Channels of the convolutions, and of the output.
+    stride : int
+        Stride of the first convolution.
+    downsample : nn.Module, optional
+        The shortcut, where it is not the identity.
+    """
+
+    expansion: ClassVar[int] = 1
+
+    def __init__(self, in_channels: int, channels: int, stride: int = 1, downsample: nn.Module | None = None) -> None:
+        super().__init__()
+        self.conv1 = conv3x3(in_channels, channels, stride)
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.relu = nn.ReLU(inplace=True)
+        self.conv2 = conv3x3(channels, channels)
+        self.bn2 = nn.BatchNorm2d(channels)
+        self.downsample = downsample
+        self.stride = stride
+
+    @property
+    def last_norm(self) -> nn.BatchNorm2d:
+        """The batch norm whose output is added to the shortcut."""
+        return self.bn2
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map [N, in_channels, H, W] to [N, channels, H / stride, W / stride]."""
+        shortcut = x if self.downsample is None else self.downsample(x)
+        out = self.relu(self.bn1(self.conv1(x)))
+        out = self.bn2(self.conv2(out))
+        out += shortcut
+        return self.relu(out)  # type: ignore[no-any-return]
+
+
+class Bottleneck(nn.Module):
+    """1x1, 3x3 and an expanding 1x1 convolution beside a shortcut (figure 5, right).
+
+    Parameters
+    ----------
+    in_channels : int
+        Channels of the input.
+    channels : int
+        Channels of the 3x3 convolution; the output has ``expansion`` times as many.
+    stride : int
+        Stride of the 3x3 convolution.
+    downsample : nn.Module, optional
+        The shortcut, where it is not the identity.
+    """
+
+    expansion: ClassVar[int] = 4
+
+    def __init__(self, in_channels: int, channels: int, stride: int = 1, downsample: nn.Module | None = None) -> None:
+        super().__init__()
+        self.conv1 = conv1x1(in_channels, channels)
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.conv2 = conv3x3(channels, channels, stride)
+        self.bn2 = nn.BatchNorm2d(channels)
+        self.conv3 = conv1x1(channels, channels * self.expansion)
+        self.bn3 = nn.BatchNorm2d(channels * self.expansion)
+        self.relu = nn.ReLU(inplace=True)
+        self.downsample = downsample
+        self.stride = stride
+
+    @property
+    def last_norm(self) -> nn.BatchNorm2d:
+        """The batch norm whose output is added to the shortcut."""
+        return self.bn3
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map [N, in_channels, H, W] to [N, 4 channels, H / stride, W / stride]."""
+        shortcut = x if self.downsample is None else self.downsample(x)
+        out = self.relu(self.bn1(self.conv1(x)))
+        out = self.relu(self.bn2(self.conv2(out)))
+        out = self.bn3(self.conv3(out))
+        out += shortcut
+        return self.relu(out)  # type: ignore[no-any-return]
+
+
+class ResNet(nn.Module):
+    """A stem, stages of residual blocks, global average pooling and a linear classifier.
+
+    Each stage but the first halves the size of its input; ``widths`` and ``depths`` hold one entry a stage.
+
+    Parameters
+    ----------
+    block : type
+        `BasicBlock` or `Bottleneck`.
+    depths : sequence of int
+        Blocks of each stage.
+    widths : sequence of int
+        Channels of each stage, before the block's expansion; the stem has the first stage's.
+    small_images : bool
+        False: the ImageNet stem, a 7x7 convolution and a max pool, which shrink the image fourfold.
+        True: the CIFAR stem, a 3x3 convolution, which keeps its size.
+    in_channels : int
+        Channels of an image.
+    num_classes : int
+        Outputs of the classifier.
+    zero_init_residual : bool
+        Begin with the last batch norm of each block at zero, so that each block begins as its shortcut
+        (Goyal et al. 2017, arXiv:1706.02677, section 5.1).
+    """
+
+    def __init__(
+        self,
+        block: type[BasicBlock | Bottleneck],
+        depths: Sequence[int],
+        *,
+        widths: Sequence[int] = (64, 128, 256, 512),
+        small_images: bool = False,
+        in_channels: int = 3,
+        num_classes: int = 1000,
+        zero_init_residual: bool = False,
+    ) -> None:
+        super().__init__()
+        if len(depths) != len(widths):
+            raise ValueError(
+                f"depths and widths must hold one entry a stage, got {len(depths)} depths and {len(widths)} widths"
+            )
+
+        channels = widths[0]
+        self.conv1: nn.Conv2d
+        self.maxpool: nn.Module
+        if small_images:
+            self.conv1 = conv3x3(in_channels, channels)
+            self.maxpool = nn.Identity()
+        else:
+            self.conv1 = nn.Conv2d(in_channels, channels, kernel_size=7, stride=2, padding=3, bias=False)
+            self.maxpool = nn.MaxPool2d(kernel_size=3, stride=2, padding=1)
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.relu = nn.ReLU(inplace=True)
+
+        self.stage_names = [f"layer{index}" for index in range(1, len(depths) + 1)]
+        for index, (name, depth, width) in enumerate(zip(self.stage_names, depths, widths, strict=True)):
+            self.add_module(name, make_stage(block, channels, width, depth, stride=1 if index == 0 else 2))
+            channels = width * block.expansion
+
+        self.avgpool = nn.AdaptiveAvgPool2d(1)
+        self.fc = nn.Linear(channels, num_classes)
+        self.reset_convolutions()
+        if zero_init_residual:
+            self.zero_residuals()
+
+    def reset_convolutions(self) -> None:
+        """Draw every convolution's weight with variance 2 / (kernel area * out_channels) (arXiv:1502.01852)."""
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def zero_residuals(self) -> None:
+        """Set the scale of every block's last batch norm to zero."""
+        for module in self.modules():
+            if isinstance(module, BasicBlock | Bottleneck):
+                nn.init.zeros_(module.last_norm.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map images [N, in_channels, H, W] to logits [N, num_classes]."""
+        x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
+        for name in self.stage_names:
+            x = getattr(self, name)(x)
+        return self.fc(self.avgpool(x).flatten(1))  # type: ignore[no-any-return]
+
+
+def make_stage(
+    block: type[BasicBlock | Bottleneck], in_channels: int, channels: int, depth: int, stride: int
+) -> nn.Sequential:
+    """Return `depth` blocks, of which the first has the stride and changes the number of channels."""
+    out_channels = channels * block.expansion
+    first = block(in_channels, channels, stride, make_shortcut(in_channels, out_channels, stride))
+    return nn.Sequential(first, *(block(out_channels, channels) for _ in range(depth - 1)))
+
+
+def make_shortcut(in_channels: int, out_channels: int, stride: int) -> nn.Module | None:
+    """Return option B of section 3.3: a projection where the shape changes, else None for the identity."""
+    if stride == 1 and in_channels == out_channels:
+        return None
+    return nn.Sequential(conv1x1(in_channels, out_channels, stride), nn.BatchNorm2d(out_channels))

@@ -1,0 +1,37 @@
+import pytest
+import torch
+
+from fused_resnet import blocks
+
+
+@pytest.fixture(autouse=True)
+def poisoned_memory():
+    """Fill what ``torch.empty`` allocates, in Python and in the native kernels alike, with NaN (integers: the largest).
+
+    An element that no kernel wrote then fails loudly.
+    """
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True)
+    assert torch.utils.deterministic.fill_uninitialized_memory
+    yield
+    torch.use_deterministic_algorithms(before)
+
+
+@pytest.fixture(autouse=True)
+def one_seed():
+    """Start every test from the same random numbers, whatever ran before it."""
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def chains_run(monkeypatch):
+    """Count the chains that fused modules run: a list of their signatures."""
+    signatures: list[tuple] = []
+    run_chain = blocks.run_chain
+
+    def counting(signature, *args):
+        signatures.append(signature)
+        return run_chain(signature, *args)
+
+    monkeypatch.setattr(blocks, "run_chain", counting)
+    return signatures

@@ -1,0 +1,98 @@
+"""The plain networks against torchvision's and against the paper."""
+
+import pytest
+import torch
+
+from fused_resnet import models
+
+IMAGENET = ["resnet18", "resnet34", "resnet50", "resnet101", "resnet152"]
+CIFAR = ["resnet20", "resnet32", "resnet44", "resnet56", "resnet110"]
+
+# table 6 of the paper, in millions, with option A's shortcuts, which have no parameters
+PAPER_PARAMETERS = {"resnet20": 0.27, "resnet32": 0.46, "resnet44": 0.66, "resnet56": 0.85, "resnet110": 1.7}
+# what option B adds: two 1x1 projections with their batch norms
+PROJECTIONS = (16 * 32 + 2 * 32) + (32 * 64 + 2 * 64)
+
+
+def parameters(model: torch.nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def test_every_model_is_registered_under_its_name():
+    assert sorted(models.names()) == sorted(IMAGENET + CIFAR)
+
+
+def test_an_unknown_name_is_answered_with_those_that_exist():
+    with pytest.raises(ValueError, match=r"model must be one of resnet18, .*resnet110; got 'resnet19'"):
+        models.create("resnet19")
+
+
+@pytest.mark.parametrize("zero_init_residual", [False, True])
+@pytest.mark.parametrize("name", IMAGENET)
+def test_one_seed_gives_torchvisions_network(name, zero_init_residual):
+    torchvision = pytest.importorskip("torchvision")
+    torch.manual_seed(0)
+    ours = models.create(name, num_classes=10, zero_init_residual=zero_init_residual).state_dict()
+    torch.manual_seed(0)
+    theirs = getattr(torchvision.models, name)(num_classes=10, zero_init_residual=zero_init_residual).state_dict()
+    assert list(ours) == list(theirs)
+    for key in theirs:
+        assert torch.equal(ours[key], theirs[key]), key
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
+def test_torchvisions_weights_give_torchvisions_output(name, training):
+    torchvision = pytest.importorskip("torchvision")
+    theirs = getattr(torchvision.models, name)(num_classes=10).train(training)
+    ours = models.create(name, num_classes=10).train(training)
+    ours.load_state_dict(theirs.state_dict())
+    images = torch.randn(4, 3, 64, 64)
+    assert torch.equal(ours(images), theirs(images))
+
+
+@pytest.mark.parametrize("name", CIFAR)
+def test_cifar_parameter_counts_are_the_papers_plus_the_projections(name):
+    paper = PAPER_PARAMETERS[name]
+    digits = len(str(paper).split(".")[1])
+    # the paper cuts off (0.467 becomes 0.46) where it does not round
+    counted = (parameters(models.create(name)) - PROJECTIONS) / 1e6
+    assert 0 <= counted - paper + 0.5 * 10**-digits < 1.5 * 10**-digits
+
+
+@pytest.mark.parametrize("name", CIFAR)
+def test_cifar_depth_is_the_number_of_weighted_layers(name):
+    weighted = [
+        module_name
+        for module_name, module in models.create(name).named_modules()
+        if isinstance(module, torch.nn.Conv2d | torch.nn.Linear) and "downsample" not in module_name
+    ]
+    assert len(weighted) == int(name.removeprefix("resnet"))
+
+
+def test_cifar_stages_halve_the_image_and_double_the_channels():
+    model = models.create("resnet20", in_channels=1)
+    shapes = []
+    for name in ("layer1", "layer2", "layer3"):
+        model.get_submodule(name).register_forward_hook(lambda module, args, out: shapes.append(tuple(out.shape)))
+    logits = model(torch.randn(2, 1, 32, 32))
+    assert shapes == [(2, 16, 32, 32), (2, 32, 16, 16), (2, 64, 8, 8)]
+    assert logits.shape == (2, 10)
+
+
+def test_zero_init_residual_begins_every_block_as_its_shortcut():
+    block = models.create("resnet20", zero_init_residual=True).layer1[0]
+    x = torch.rand(2, 16, 8, 8)  # not negative, so that the last relu changes nothing
+    assert torch.equal(block(x), x)
+
+
+def test_stages_without_widths_are_refused():
+    with pytest.raises(ValueError, match="got 3 depths and 4 widths"):
+        models.ResNet(models.BasicBlock, (2, 2, 2))
+
+
+def test_a_model_compiles_as_one_graph():
+    model = models.create("resnet20").eval()
+    images = torch.randn(2, 3, 32, 32)
+    compiled = torch.compile(model, fullgraph=True, backend="eager")
+    torch.testing.assert_close(compiled(images), model(images))

@@ -1,0 +1,275 @@
+"""The native CPU kernels beside the reference, operation by operation, and their sums beside float64."""
+
+import io
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fused_resnet import engines
+from fused_resnet.ops.batch_norm_act import reference
+from fused_resnet.ops.batch_norm_act_pool import reference as pool_reference
+from fused_resnet.ops.library import accumulation_dtype
+from tests.accuracy import assert_as_accurate_as_stock, rms
+
+pytestmark = pytest.mark.skipif(engines.load_cpu_library() is not None, reason=str(engines.load_cpu_library()))
+
+ops = torch.ops.fused_resnet
+
+EPS = 1e-5
+DTYPES = [torch.float32, torch.bfloat16, torch.float64]
+FORMATS = [torch.channels_last, torch.contiguous_format]
+# short pixels (put side by side), a cut last row, odd channels, one pixel, a plane no vector divides, several tiles
+SHAPES = [(2, 3, 5, 7), (2, 16, 8, 8), (5, 513, 1, 1), (1, 1, 9, 9), (2, 24, 1, 11), (1, 1025, 4, 4), (2, 64, 40, 40)]
+
+each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d).removeprefix("torch."))
+each_format = pytest.mark.parametrize("memory_format", FORMATS, ids=["channels_last", "contiguous"])
+each_shape = pytest.mark.parametrize("shape", SHAPES, ids=lambda s: "x".join(map(str, s)))
+
+
+class Problem:
+    """Random arguments of every operation, with per-channel tensors from the reference."""
+
+    def __init__(self, shape: tuple[int, ...], dtype: torch.dtype, memory_format: torch.memory_format) -> None:
+        def image() -> Tensor:
+            return torch.randn(shape, dtype=torch.float64).add(0.5).to(dtype).to(memory_format=memory_format)
+
+        self.x, self.residual, self.grad = image(), image(), image()
+        self.count = self.x.numel() // shape[1]
+        self.weight, self.bias = torch.randn(2, shape[1]).unbind()
+        self.moments = reference.batch_norm_stats(self.x)
+        self.residual_moments = reference.batch_norm_stats(self.residual)
+        self.affine = reference.batch_norm_affine(self.moments, self.weight, self.bias, EPS)
+        self.residual_affine = reference.batch_norm_affine(self.residual_moments, self.weight, None, EPS)
+
+    def coefficients(self, sums: Tensor, moments: Tensor) -> Tensor:
+        return reference.batch_norm_coefficients(sums, moments, self.weight, EPS, self.count, True)[1]
+
+
+def assert_close(result: Tensor, expected: Tensor, ulps: float = 4) -> None:
+    """Relative RMS error of a few units in the last place; same shape, dtype and NaN."""
+    assert (result.shape, result.dtype) == (expected.shape, expected.dtype)
+    assert torch.equal(result.isnan(), expected.isnan())
+    result, expected = result.nan_to_num(), expected.nan_to_num()
+    error = rms(result.double() - expected.double())
+    assert error <= ulps * torch.finfo(result.dtype).eps * rms(expected), f"error {error:.3g} of {rms(expected):.3g}"
+
+
+def ulps_of_a_sum(dtype: torch.dtype, terms: int) -> float:
+    """Sums are made in double: of no account below it, and earning √terms units where the result is double itself."""
+    return 8 + terms**0.5 if dtype is torch.float64 else 8
+
+
+@each_shape
+@each_format
+@each_dtype
+def test_statistics_equal_the_reference(dtype, memory_format, shape):
+    p = Problem(shape, dtype, memory_format)
+    exact = reference.batch_norm_stats(p.x.double())
+    assert_close(ops.batch_norm_stats(p.x), exact.to(accumulation_dtype(dtype)), ulps_of_a_sum(dtype, p.count))
+
+
+@pytest.mark.parametrize("parameter_dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+@each_dtype
+def test_per_channel_steps_equal_the_reference_for_parameters_of_any_dtype(dtype, parameter_dtype):
+    p = Problem((2, 24, 5, 5), dtype, torch.channels_last)
+    weight, bias = p.weight.to(parameter_dtype), p.bias.to(parameter_dtype)
+    sums = reference.batch_norm_act_reduce(p.grad, p.x, p.moments, p.affine, None, None, None, True, False)[0]
+    for parameters in [(weight, bias), (weight, None), (None, bias), (None, None)]:
+        arguments = (p.moments, *parameters, EPS)
+        assert_close(ops.batch_norm_affine(*arguments), reference.batch_norm_affine(*arguments))
+        for batch_stats in (True, False):
+            arguments = (sums, p.moments, parameters[0], EPS, p.count, batch_stats)
+            for result, expected in zip(
+                ops.batch_norm_coefficients(*arguments), reference.batch_norm_coefficients(*arguments), strict=True
+            ):
+                assert_close(result, expected)
+
+
+@pytest.mark.parametrize("branch", ["no residual", "residual", "second branch"])
+@pytest.mark.parametrize("relu", [True, False], ids=["relu", "linear"])
+@each_shape
+@each_format
+@each_dtype
+def test_apply_equals_the_reference(dtype, memory_format, shape, relu, branch):
+    p = Problem(shape, dtype, memory_format)
+    residual = None if branch == "no residual" else p.residual
+    residual_affine = p.residual_affine if branch == "second branch" else None
+    arguments = (p.x, p.affine, residual, residual_affine, relu)
+    z = ops.batch_norm_act(*arguments)
+    assert z.stride() == p.x.stride()
+    assert_close(z, reference.batch_norm_act(*arguments))
+
+
+@pytest.mark.parametrize("write_masked", [True, False], ids=["masked", "sums only"])
+@pytest.mark.parametrize("mask", ["linear", "sign of x", "sign of z"])
+@pytest.mark.parametrize("branches", [1, 2])
+@each_shape
+@each_format
+@each_dtype
+def test_backward_equals_the_reference(dtype, memory_format, shape, branches, mask, write_masked):
+    p = Problem(shape, dtype, memory_format)
+    relu = mask != "linear"
+    z = reference.batch_norm_act(p.x, p.affine, p.residual, None, True) if mask == "sign of z" else None
+    residual, moments = (p.residual, p.residual_moments) if branches == 2 else (None, None)
+
+    # where the sign comes from x, an element within a rounding error of zero may fall on either side
+    preactivation = torch.addcmul(p.affine[1].view(1, -1, 1, 1), p.x.to(p.affine.dtype), p.affine[0].view(1, -1, 1, 1))
+    p.grad[preactivation.abs() < 1e-5] = 0
+
+    arguments = (p.grad, p.x, p.moments, p.affine, z, residual, moments, relu, write_masked)
+    sums, masked = ops.batch_norm_act_reduce(*arguments)
+    expected_sums, expected_masked = reference.batch_norm_act_reduce(*arguments)
+    exact = [t.double() if isinstance(t, Tensor) else t for t in arguments]
+    assert_close(sums, reference.batch_norm_act_reduce(*exact)[0].to(sums.dtype), ulps_of_a_sum(dtype, p.count))
+    assert torch.equal(masked, expected_masked)
+    assert masked.stride() == p.x.stride() if write_masked else masked.numel() == 0
+
+    coefficients = p.coefficients(expected_sums[:2], p.moments)
+    residual_coefficients = None if residual is None else p.coefficients(expected_sums[2:], moments)
+    arguments = (p.grad, p.x, p.affine, coefficients, z, residual, residual_coefficients, relu, write_masked)
+    for result, expected in zip(
+        ops.batch_norm_act_backward(*arguments), reference.batch_norm_act_backward(*arguments), strict=True
+    ):
+        assert_close(result, expected)
+        assert result.numel() == 0 or result.stride() == p.x.stride()
+
+
+@pytest.mark.parametrize("branches", [1, 2])
+@each_format
+@each_dtype
+def test_backward_with_fixed_statistics_equals_the_reference(dtype, memory_format, branches):
+    p = Problem((2, 24, 5, 5), dtype, memory_format)
+    fixed = p.affine[:1].contiguous()  # the gradient is a·G
+    # one branch's statistics may be fixed and the other's not
+    residual = (None, None) if branches == 1 else (p.residual, torch.randn(3, 24, dtype=fixed.dtype))
+    arguments = (p.grad, p.x, p.affine, fixed, p.residual, *residual, True, False)
+    for result, expected in zip(
+        ops.batch_norm_act_backward(*arguments), reference.batch_norm_act_backward(*arguments), strict=True
+    ):
+        assert_close(result, expected)
+
+
+@pytest.mark.parametrize("window", [(3, 2, 1), (2, 2, 0), (3, 1, 1)], ids=lambda w: "k{}s{}p{}".format(*w))
+@pytest.mark.parametrize("shape", [(2, 3, 5, 7), (2, 64, 12, 13), (1, 17, 30, 6)], ids=lambda s: "x".join(map(str, s)))
+@each_format
+@each_dtype
+def test_pool_equals_the_reference(dtype, memory_format, shape, window):
+    p = Problem(shape, dtype, memory_format)
+    p.x[0, 0, 1, 1] = torch.nan
+    geometry = [[value, value] for value in window]
+    z, index = ops.batch_norm_act_pool(p.x, p.affine, True, *geometry)
+    expected, expected_index = pool_reference.batch_norm_act_pool(p.x, p.affine, True, *geometry)
+    assert z.isnan().any()
+    assert_close(z, expected)
+    # after ReLU most windows have ties at zero, so that this holds the order of the scan, too
+    assert torch.equal(index, expected_index)
+
+    grad = torch.randn_like(z.nan_to_num())
+    arguments = (grad, index, list(shape[2:]), *geometry)
+    assert_close(ops.max_pool_backward(*arguments), pool_reference.max_pool_backward(*arguments))
+
+
+@pytest.mark.parametrize("offset", [0, 1, 1000])
+@each_format
+def test_statistics_are_as_accurate_as_stock_where_the_mean_is_far_from_zero(memory_format, offset):
+    x = (torch.randn(8, 64, 28, 28) + offset).to(memory_format=memory_format)
+    exact = reference.batch_norm_stats(x.double())
+    mean, var = torch.zeros(64), torch.zeros(64)
+    F.batch_norm(x, mean, var, training=True, momentum=1.0)
+    count = x.numel() // 64
+    fused = ops.batch_norm_stats(x)
+    assert_as_accurate_as_stock(
+        {"mean": fused[0], "var": fused[1]},
+        {"mean": mean, "var": var * ((count - 1) / count)},
+        {"mean": exact[0], "var": exact[1]},
+    )
+
+
+def test_results_do_not_depend_on_the_number_of_threads():
+    p = Problem((4, 64, 56, 56), torch.float32, torch.channels_last)
+    before = torch.get_num_threads()
+    results = []
+    try:
+        for threads in (1, 2, 5):
+            torch.set_num_threads(threads)
+            sums, masked = ops.batch_norm_act_reduce(p.grad, p.x, p.moments, p.affine, None, None, None, True, True)
+            results.append((ops.batch_norm_stats(p.x), sums, masked))
+    finally:
+        torch.set_num_threads(before)
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+@each_format
+def test_nan_and_infinity_come_out_where_stock_gives_them(memory_format):
+    x = torch.randn(2, 3, 4, 4).to(memory_format=memory_format)
+    x[0, 0, 1, 2], x[1, 1, 3, 3] = torch.nan, torch.inf
+    stock = F.batch_norm(x, None, None, training=True, eps=EPS).relu()
+    moments = ops.batch_norm_stats(x)
+    assert torch.equal(moments.isnan(), torch.tensor([[True, False, False], [True, True, False]]))
+    assert moments[0, 1] == torch.inf
+    z = ops.batch_norm_act(x, ops.batch_norm_affine(moments, None, None, EPS), None, None, True)
+    assert torch.equal(z.isnan(), stock.isnan())
+
+
+@each_format
+def test_an_empty_batch_gives_nan_statistics_and_empty_activations(memory_format):
+    p = Problem((2, 8, 4, 4), torch.float32, memory_format)
+    x = torch.empty(0, 8, 4, 4).to(memory_format=memory_format)
+    assert ops.batch_norm_stats(x).isnan().all()
+    assert ops.batch_norm_act(x, p.affine, None, None, True).shape == x.shape
+    sums, _ = ops.batch_norm_act_reduce(x, x, p.moments, p.affine, None, None, None, True, False)
+    assert torch.equal(sums, torch.zeros(2, 8))
+    coefficients = torch.zeros(3, 8)
+    dx, _ = ops.batch_norm_act_backward(x, x, p.affine, coefficients, None, None, None, True, False)
+    assert dx.shape == x.shape
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"x": torch.zeros(2, 8, 4)}, r"x must have four dimensions \[N, C, H, W\], got 3 dimensions"),
+        ({"x": torch.zeros(2, 8, 4, 4, dtype=torch.float16)}, r"x must have dtype float32.*got Half"),
+        ({"x": torch.zeros(2, 8, 4, 8)[..., ::2]}, r"x must have dense strides.*contiguous\(\)"),
+        ({"affine": torch.zeros(2, 7)}, r"affine must have shape \[2, 8\], got \[2, 7\]"),
+        ({"affine": torch.zeros(2, 8).double()}, r"affine must have dtype Float, got Double"),
+        (
+            {"residual": torch.zeros(2, 8, 4, 5)},
+            r"residual must have the shape of x, \[2, 8, 4, 4\], got \[2, 8, 4, 5\]",
+        ),
+        ({"residual": torch.zeros(2, 8, 4, 4).bfloat16()}, r"residual must have dtype Float, got BFloat16"),
+        (
+            {"residual": torch.zeros(2, 8, 4, 4).to(memory_format=torch.channels_last)},
+            r"residual must have the memory format of x, contiguous",
+        ),
+        ({"residual_affine": torch.zeros(2, 8)}, r"residual_affine must have no value, as residual has"),
+    ],
+)
+def test_errors_name_the_argument_what_was_wanted_and_what_came(change, message):
+    arguments = {"x": torch.zeros(2, 8, 4, 4), "affine": torch.zeros(2, 8), "residual": None, "residual_affine": None}
+    with pytest.raises(RuntimeError, match="fused_resnet::batch_norm_act: " + message):
+        ops.batch_norm_act(**{**arguments, **change}, relu=True)
+
+
+def test_every_instruction_set_gives_the_same_activations():
+    """In a process each, since the set is chosen once; sums are in double, so that only contraction may differ."""
+    program = (
+        "import sys, torch, fused_resnet.ops; from fused_resnet import engines; engines.load_cpu_library();"
+        "torch.manual_seed(0); x = torch.randn(2, 40, 9, 9).to(memory_format=torch.channels_last);"
+        "o = torch.ops.fused_resnet; m = o.batch_norm_stats(x); a = o.batch_norm_affine(m, None, None, 1e-5);"
+        "torch.save((m, o.batch_norm_act(x.bfloat16(), a, None, None, True)), sys.stdout.buffer)"
+    )
+    native = pytest.importorskip("fused_resnet._C", reason="built without Python's headers")
+    results = []
+    for isa in native.isas():
+        environment = {**os.environ, "FUSED_RESNET_ISA": isa}
+        run = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, check=True)
+        results.append(torch.load(io.BytesIO(run.stdout)))
+    for moments, z in results[1:]:
+        assert_close(moments, results[0][0])
+        assert_close(z, results[0][1], ulps=1)

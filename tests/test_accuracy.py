@@ -1,0 +1,84 @@
+"""The rule of accuracy itself: what is wrong must break it."""
+
+import pytest
+import torch
+
+from tests.accuracy import assert_as_accurate_as_stock, why_inaccurate
+
+
+@pytest.fixture
+def exact():
+    return torch.randn(64, 32, dtype=torch.float64)
+
+
+@pytest.fixture
+def stock(exact):
+    """An error of about two units in the last place."""
+    return (exact * (1 + 2e-7 * torch.randn_like(exact))).float()
+
+
+def test_stock_passes_its_own_rule(stock, exact):
+    assert why_inaccurate(stock, stock, exact) is None
+
+
+def test_the_best_rounding_passes(stock, exact):
+    assert why_inaccurate(exact.float(), stock, exact) is None
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        pytest.param(lambda t: t * (1 + 2e-6), id="a factor off by 2e-6"),
+        pytest.param(lambda t: t + 1e-5, id="an offset of 1e-5"),
+        pytest.param(lambda t: t.bfloat16().float(), id="rounded to bf16 on the way"),
+        pytest.param(lambda t: torch.zeros_like(t), id="zeros"),
+        pytest.param(lambda t: t.flip(0), id="another order"),
+        pytest.param(lambda t: t.index_fill(0, torch.tensor([63]), 0), id="the last row left out"),
+        pytest.param(lambda t: t.index_fill(0, torch.tensor([5]), float("nan")), id="NaN in a row"),
+        pytest.param(lambda t: t.double(), id="another dtype"),
+        pytest.param(lambda t: t[:, :1], id="another shape"),
+        pytest.param(lambda t: None, id="nothing"),
+    ],
+)
+def test_a_wrong_result_fails(spoil, stock, exact):
+    assert why_inaccurate(spoil(stock), stock, exact) is not None
+
+
+def test_nan_on_stocks_side_fails_too(stock, exact):
+    assert "NaN" in why_inaccurate(stock, stock * float("nan"), exact)
+
+
+def test_a_gradient_where_stock_has_none_fails(stock, exact):
+    assert why_inaccurate(stock, None, None) == "only stock, exact has none"
+    assert why_inaccurate(None, None, None) is None
+
+
+def test_where_the_truth_is_zero_only_stocks_own_noise_is_allowed(exact):
+    zero = torch.zeros_like(exact)
+    assert why_inaccurate(zero.float(), zero.float(), zero) is None
+    assert why_inaccurate(zero.float() + 1e-12, zero.float(), zero) is not None
+
+
+def test_counters_must_be_equal():
+    one, two = torch.tensor(1), torch.tensor(2)
+    assert why_inaccurate(one, one, one) is None
+    assert why_inaccurate(two, one, one) is not None
+
+
+def test_one_bad_gradient_among_many_is_named(stock, exact):
+    good = {"output": stock, "x.grad": stock, "weight.grad": stock}
+    truth = dict.fromkeys(good, exact)
+    assert_as_accurate_as_stock(good, good, truth)
+    with pytest.raises(AssertionError, match=r"1 of 3 .*\nweight\.grad: error"):
+        assert_as_accurate_as_stock(good | {"weight.grad": stock * 1.001}, good, truth)
+
+
+def test_a_result_left_out_fails(stock, exact):
+    with pytest.raises(AssertionError):
+        assert_as_accurate_as_stock({}, {"output": stock}, {"output": exact})
+
+
+def test_torch_empty_is_poisoned():
+    assert torch.empty(3).isnan().all()
+    assert torch.empty_like(torch.zeros(3, dtype=torch.bfloat16)).isnan().all()
+    assert torch.zeros(3).new_empty(2).isnan().all()

@@ -1,0 +1,528 @@
+"""batch_norm_act against stock PyTorch: ``act(batch_norm(x) + residual)``."""
+
+import functools
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.testing import assert_close
+
+from fused_resnet import engines
+from fused_resnet.functional import batch_norm_act
+from tests.accuracy import assert_as_accurate_as_stock, gradient_for, stacked
+
+# float64 is the yardstick here: its own accuracy is gradcheck's matter, and assert_close's
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+LAYOUTS = {"NHWC": torch.channels_last, "NCHW": torch.contiguous_format}
+CASES = [
+    pytest.param(engine, dtype, id=f"{engine}-{name}")
+    for engine in engines.NAMES
+    for name, dtype in DTYPES.items()
+    if engine != "cpu" or dtype in engines.CPU_DTYPES
+]
+RESIDUALS = ["no residual", "residual", "residual norm"]
+
+
+def stock_batch_norm_act(
+    x, running_mean, running_var, weight, bias, *, residual, residual_norm, training, momentum=0.1, eps=1e-5, act="relu"
+) -> Tensor:
+    """What ``batch_norm_act`` fuses, in stock torch."""
+    z = F.batch_norm(x, running_mean, running_var, weight, bias, training, momentum, eps)
+    if residual_norm is not None:
+        residual = F.batch_norm(residual, *residual_norm, training, momentum, eps)
+    if residual is not None:
+        z = z + residual
+    return F.relu(z) if act == "relu" else z
+
+
+def make_arguments(
+    shape,
+    dtype=torch.float32,
+    *,
+    layout=torch.channels_last,
+    residual="no residual",
+    mean=0.5,
+    affine=True,
+    tracked=True,
+) -> dict[str, Tensor | None]:
+    """Random arguments by name; those of the residual's norm begin with ``r_``."""
+    channels = shape[1]
+    arguments = {"x": (torch.randn(shape) + mean).to(dtype).contiguous(memory_format=layout)}
+    if residual != "no residual":
+        arguments["residual"] = torch.randn(shape).to(dtype).contiguous(memory_format=layout)
+    accumulated = torch.promote_types(dtype, torch.float32)
+    for prefix in [""] if residual != "residual norm" else ["", "r_"]:
+        arguments[f"{prefix}running_mean"] = torch.randn(channels, dtype=accumulated) if tracked else None
+        arguments[f"{prefix}running_var"] = torch.rand(channels, dtype=accumulated) + 0.5 if tracked else None
+        arguments[f"{prefix}weight"] = torch.randn(channels, dtype=accumulated) if affine else None
+        arguments[f"{prefix}bias"] = torch.randn(channels, dtype=accumulated) if affine else None
+    return arguments
+
+
+def run(function, arguments: dict[str, Tensor | None], dtype=None, grad=None, **options: Any) -> dict[str, Any]:
+    """Run forward and backward on copies of the arguments; return the output, gradients and running statistics."""
+
+    def copy(t: Tensor | None) -> Tensor | None:
+        return t if t is None else t.detach().clone().to(dtype or t.dtype)
+
+    a = {name: copy(t) for name, t in arguments.items()}
+    differentiable = [n for n, t in a.items() if t is not None and "running" not in n]
+    for name in differentiable:
+        a[name].requires_grad_()
+    norm = ("running_mean", "running_var", "weight", "bias")
+    residual_norm = tuple(a[f"r_{n}"] for n in norm) if "r_weight" in a else None
+    z = function(
+        a["x"], *(a[n] for n in norm), residual=a.get("residual"), residual_norm=residual_norm, **options
+    )
+    z.backward((gradient_for(z) if grad is None else grad).to(z.dtype))
+    results = {"z": z.detach()} | {f"{name}.grad": a[name].grad for name in differentiable}
+    return results | {name: t for name, t in a.items() if "running" in name}
+
+
+def assert_accurate(arguments, engine, *more: dict[str, Tensor | None], **options) -> dict[str, Any]:
+    """Hold one draw of arguments against the rule, or several together: an error of few elements is luck."""
+    options = {"training": True} | options
+    fused_function = functools.partial(batch_norm_act, engine=engine)
+
+    def results(function, dtype=None):
+        runs = [run(function, draw, dtype, **options) for draw in (arguments, *more)]
+        return runs[0], stacked(runs)
+
+    (_, exact), (_, stock) = results(stock_batch_norm_act, torch.float64), results(stock_batch_norm_act)
+    first, fused = results(fused_function)
+    assert_as_accurate_as_stock(fused, stock, exact)
+    return first
+
+
+# ---- accuracy --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("act", ["relu", "none"])
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+@pytest.mark.parametrize("residual", RESIDUALS)
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(("engine", "dtype"), CASES)
+def test_every_variant_is_as_accurate_as_stock(engine, dtype, layout, residual, training, act):
+    arguments = make_arguments((4, 24, 7, 9), dtype, layout=LAYOUTS[layout], residual=residual)
+    fused = assert_accurate(arguments, engine, training=training, act=act)
+    assert fused["z"].is_contiguous(memory_format=LAYOUTS[layout])
+    assert fused["x.grad"].is_contiguous(memory_format=LAYOUTS[layout])
+
+
+AWKWARD = [
+    (1, 8, 5, 1), (1, 8, 1, 5), (2, 8, 1, 1), (200, 8, 1, 1), (8, 8, 5, 5), (2, 3, 7, 7), (2, 13, 7, 1), (3, 1, 4, 4),
+    (2, 1, 1, 1), (1, 1, 1, 2), (1, 130, 3, 3), (2, 5, 57, 3), (1, 7, 1, 200), (5, 2048, 1, 2), (2, 64, 20, 17),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("shape", AWKWARD, ids=lambda shape: "x".join(map(str, shape)))
+@pytest.mark.parametrize(("engine", "dtype"), CASES)
+def test_an_awkward_shape_is_as_accurate_as_stock(engine, dtype, shape):
+    for layout in LAYOUTS.values():
+        for residual in ("no residual", "residual norm"):
+            draws = [make_arguments(shape, dtype, layout=layout, residual=residual) for _ in range(8)]
+            assert_accurate(draws[0], engine, *draws[1:])
+
+
+@pytest.mark.parametrize("shape", [(2, 64, 56, 56), (8, 512, 7, 7)], ids=["56x56x64", "7x7x512"])
+@pytest.mark.parametrize(("engine", "dtype"), CASES)
+def test_a_shape_of_resnet50_is_as_accurate_as_stock(engine, dtype, shape):
+    assert_accurate(make_arguments(shape, dtype, residual="residual"), engine)
+
+
+@pytest.mark.parametrize("residual", ["no residual", "residual norm"])
+@pytest.mark.parametrize(
+    ("engine", "dtype", "mean"),
+    [
+        pytest.param(engine, dtype, mean, id=f"{engine}-{name}-{mean}")
+        for engine in engines.NAMES
+        for name, dtype, means in [("fp32", torch.float32, (10, 1000)), ("bf16", torch.bfloat16, (10, 100))]
+        for mean in means
+    ],
+)
+def test_a_mean_of_many_standard_deviations_costs_no_digits(engine, dtype, mean, residual):
+    for layout in LAYOUTS.values():
+        arguments = make_arguments((8, 16, 14, 14), dtype, layout=layout, mean=mean, residual=residual)
+        assert_accurate(arguments, engine)
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+@pytest.mark.parametrize(("engine", "dtype"), CASES)
+def test_without_affine_is_as_accurate_as_stock(engine, dtype, training):
+    arguments = make_arguments((2, 16, 7, 7), dtype, residual="residual norm", affine=False)
+    assert_accurate(arguments, engine, training=training)
+
+
+@pytest.mark.parametrize("missing", ["weight", "bias"])
+@pytest.mark.parametrize("engine", engines.NAMES)
+def test_a_scale_or_a_shift_alone_is_as_accurate_as_stock(engine, missing):
+    assert_accurate(make_arguments((2, 16, 7, 7)) | {missing: None}, engine)
+
+
+@pytest.mark.parametrize("engine", engines.NAMES)
+def test_without_running_statistics_is_as_accurate_as_stock(engine):
+    assert_accurate(make_arguments((2, 16, 7, 7), residual="residual norm", tracked=False), engine)
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("engine", engines.NAMES)
+def test_running_statistics_move_by_the_momentum(engine, momentum):
+    assert_accurate(make_arguments((2, 16, 7, 7), residual="residual norm"), engine, momentum=momentum)
+
+
+@pytest.mark.parametrize("eps", [1e-12, 1e-3, 10.0])
+@pytest.mark.parametrize("engine", engines.NAMES)
+def test_eps_is_honoured(engine, eps):
+    assert_accurate(make_arguments((2, 16, 7, 7)), engine, eps=eps)
+
+
+@pytest.mark.parametrize("residual", RESIDUALS)
+@pytest.mark.parametrize(("engine", "dtype"), CASES)
+def test_zero_and_negative_scales_are_as_accurate_as_stock(engine, dtype, residual):
+    arguments = make_arguments((2, 16, 7, 7), dtype, residual=residual)
+    arguments["weight"] = torch.linspace(-2, 1.75, 16, dtype=arguments["weight"].dtype)  # the ninth is 0
+    assert (arguments["weight"] == 0).sum() == 1
+    assert_accurate(arguments, engine)
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+@pytest.mark.parametrize("residual", RESIDUALS)
+@pytest.mark.parametrize("engine", engines.NAMES)
+def test_float64_agrees_with_stock(engine, residual, training):
+    for layout in LAYOUTS.values():
+        arguments = make_arguments((4, 24, 7, 9), torch.float64, layout=layout, residual=residual)
+        fused = run(functools.partial(batch_norm_act, engine=engine), arguments, training=training)
+        assert_close(fused, run(stock_batch_norm_act, arguments, training=training))
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0, 3.7, -1000.0])
+@pytest.mark.parametrize(("engine", "dtype"), CASES)
+def test_a_dead_channel_is_as_accurate_as_stock(engine, dtype, value):
+    arguments = make_arguments((4, 8, 7, 7), dtype)
+    arguments["x"][:, 3] = value  # its variance is 0
+    arguments["x"][:, 5] = 0
+    assert_accurate(arguments, engine)
+
+
+@pytest.mark.parametrize("residual", RESIDUALS)
+@pytest.mark.parametrize(("engine", "dtype"), CASES)
+def test_zero_gradients_stay_zero(engine, dtype, residual):
+    fused = run(
+        functools.partial(batch_norm_act, engine=engine),
+        arguments := make_arguments((2, 16, 7, 7), dtype, residual=residual),
+        grad=torch.zeros_like(arguments["x"]),
+        training=True,
+    )
+    for name, t in fused.items():
+        assert not name.endswith(".grad") or not t.any(), name
+
+
+@pytest.mark.parametrize("scale", [1e-15, 1e15])
+@pytest.mark.parametrize("engine", engines.NAMES)
+def test_tiny_and_huge_activations_are_as_accurate_as_stock(engine, scale):
+    arguments = make_arguments((4, 16, 7, 7))
+    assert_accurate(arguments | {"x": arguments["x"] * scale}, engine)
+
+
+# ---- NaN and infinity ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("place", ["x", "residual", "weight", "bias", "r_weight", "grad"])
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+@pytest.mark.parametrize("engine", engines.NAMES)
+def test_nan_and_infinity_come_out_exactly_where_stock_gives_them(engine, training, place):
+    residuals = {"residual": RESIDUALS[1:], "r_weight": RESIDUALS[2:]}.get(place, RESIDUALS)
+    for residual in residuals:
+        for bad in (float("nan"), float("inf"), -float("inf")):
+            arguments = make_arguments((2, 8, 5, 5), residual=residual)
+            grad = gradient_for(arguments["x"]).clone()
+            target = grad if place == "grad" else arguments[place]
+            target[(1, 3, 2, 2) if target.dim() == 4 else 3] = bad
+            stock = run(stock_batch_norm_act, arguments, grad=grad, training=training)
+            fused = run(functools.partial(batch_norm_act, engine=engine), arguments, grad=grad, training=training)
+            for name, t in stock.items():
+                assert torch.equal(fused[name].isfinite(), t.isfinite()), (residual, bad, name)
+                # from infinity on, NaN or infinity is a matter of the order of operations
+                assert bad == bad or torch.equal(fused[name].isnan(), t.isnan()), (residual, name)
+
+
+@pytest.mark.parametrize("engine", engines.NAMES)
+def test_a_nan_preactivation_passes_relu_and_its_gradient(engine):
+    arguments = make_arguments((1, 4, 3, 3), residual="residual")
+    arguments["residual"][0, 1, 1, 1] = float("nan")
+    fused = run(functools.partial(batch_norm_act, engine=engine), arguments, training=False)
+    assert fused["z"].isnan().sum() == 1
+    assert fused["residual.grad"][0, 1, 1, 1] == gradient_for(fused["z"])[0, 1, 1, 1]
+
+
+# ---- memory ----------------------------------------------------------------------------------------------------------
+
+
+def transposed(t: Tensor) -> Tensor:
+    return t.transpose(2, 3).contiguous().transpose(2, 3)
+
+
+def every_other_channel(t: Tensor) -> Tensor:
+    return t.repeat_interleave(2, 1)[:, ::2]
+
+
+def offset(t: Tensor) -> Tensor:
+    """An address that is not a multiple of what vectors load."""
+    storage = t.new_empty(t.numel() + 1)
+    return storage[1:].view(t.shape).copy_(t)
+
+
+def expanded(t: Tensor) -> Tensor:
+    return t[:1, :, :, :1].expand(t.shape)
+
+
+def cropped(t: Tensor) -> Tensor:
+    return F.pad(t, (1, 1, 1, 1))[:, :, 1:-1, 1:-1]
+
+
+@pytest.mark.parametrize("stride", [transposed, every_other_channel, offset, expanded, cropped])
+@pytest.mark.parametrize("place", ["x", "residual", "grad"])
+@pytest.mark.parametrize("residual", ["residual", "residual norm"])
+@pytest.mark.parametrize("engine", engines.NAMES)
+def test_any_strides_are_as_accurate_as_stock(engine, residual, place, stride):
+    arguments = make_arguments((4, 8, 6, 5), residual=residual)
+    grad = gradient_for(arguments["x"])
+    leaves = {n: t.clone().requires_grad_() for n, t in arguments.items() if t is not None and "running" not in n}
+
+    def strided(function, dtype):
+        a = {name: t.detach().to(dtype).requires_grad_() for name, t in leaves.items()}
+        views = {name: stride(t) if name == place else t for name, t in a.items()}
+        norms = {p: (None, None, views[f"{p}weight"], views[f"{p}bias"]) for p in ("", "r_") if f"{p}weight" in views}
+        z = function(
+            views["x"], *norms[""], residual=views["residual"], residual_norm=norms.get("r_"), training=True
+        )
+        g = grad.to(dtype)
+        z.backward(stride(g) if place == "grad" else g)
+        return {"z": z.detach()} | {name: t.grad for name, t in a.items()}
+
+    assert_as_accurate_as_stock(
+        strided(functools.partial(batch_norm_act, engine=engine), torch.float32),
+        strided(stock_batch_norm_act, torch.float32),
+        strided(stock_batch_norm_act, torch.float64),
+    )
+
+
+@pytest.mark.parametrize("engine", engines.NAMES)
+@pytest.mark.parametrize("residual_layout", LAYOUTS)
+@pytest.mark.parametrize("x_layout", LAYOUTS)
+def test_x_and_residual_may_differ_in_layout(x_layout, residual_layout, engine):
+    arguments = make_arguments((2, 8, 6, 5), layout=LAYOUTS[x_layout], residual="residual norm")
+    arguments["residual"] = arguments["residual"].contiguous(memory_format=LAYOUTS[residual_layout])
+    fused = assert_accurate(arguments, engine)
+    assert fused["z"].is_contiguous(memory_format=LAYOUTS[x_layout])
+
+
+@pytest.mark.parametrize("engine", engines.NAMES)
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+@pytest.mark.parametrize("act", ["relu", "none"])
+def test_no_argument_is_changed_and_no_result_shares_their_memory(engine, training, act):
+    a = make_arguments((2, 8, 5, 5), residual="residual")
+    x, residual = a["x"].requires_grad_(), a["residual"].requires_grad_()
+    before = x.detach().clone(), residual.detach().clone()
+    z = batch_norm_act(
+        x, a["running_mean"], a["running_var"], residual=residual, training=training, act=act, engine=engine
+    )
+    grad = gradient_for(z)
+    kept = grad.clone()
+    dx, dr = torch.autograd.grad(z, (x, residual), grad)
+    assert torch.equal(grad, kept)
+    assert torch.equal(x, before[0])
+    assert torch.equal(residual, before[1])
+    addresses = [t.untyped_storage().data_ptr() for t in (x, residual, z, grad, dx, dr)]
+    assert len(set(addresses)) == len(addresses)
+
+
+def test_saved_tensors_are_guarded_against_changes_in_place():
+    x = torch.randn(2, 4, 5, 5, requires_grad=True)
+    y = x * 1
+    z = batch_norm_act(y)
+    y.add_(1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        z.sum().backward()
+
+
+def test_an_output_whose_sign_masks_the_gradient_is_guarded_too():
+    x = torch.randn(2, 4, 5, 5, requires_grad=True)
+    z = batch_norm_act(x, residual=torch.randn_like(x))
+    with torch.no_grad():
+        z.add_(1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        z.sum().backward()
+
+
+# ---- derivatives -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+@pytest.mark.parametrize("residual", RESIDUALS)
+@pytest.mark.parametrize("engine", engines.NAMES)
+def test_gradcheck_passes(engine, residual, training):
+    a = make_arguments((2, 3, 3, 2), torch.float64, residual=residual)
+    names = [name for name in a if "running" not in name]
+    norm = ("running_mean", "running_var", "weight", "bias")
+
+    def function(*tensors):
+        b = {n: t.clone() for n, t in a.items()} | dict(zip(names, tensors, strict=True))
+        residual_norm = tuple(b[f"r_{n}"] for n in norm) if "r_weight" in b else None
+        return batch_norm_act(
+            b["x"], *(b[n] for n in norm), residual=b.get("residual"), residual_norm=residual_norm,
+            training=training, engine=engine,
+        )  # fmt: skip
+
+    assert torch.autograd.gradcheck(function, [a[n].requires_grad_() for n in names], check_undefined_grad=False)
+
+
+@pytest.mark.parametrize("wanted", ["x", "residual", "weight", "bias", "r_weight", "r_bias"])
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+@pytest.mark.parametrize("engine", engines.NAMES)
+def test_only_the_gradients_that_are_wanted_are_computed(engine, training, wanted):
+    a = make_arguments((2, 8, 5, 5), residual="residual norm")
+    norm = ("running_mean", "running_var", "weight", "bias")
+
+    def gradients(function, *require):
+        b = {n: t.clone().requires_grad_(n in require) for n, t in a.items()}
+        z = function(
+            b["x"], *(b[n] for n in norm), residual=b["residual"], residual_norm=tuple(b[f"r_{n}"] for n in norm),
+            training=training,
+        )  # fmt: skip
+        z.backward(gradient_for(z))
+        return {n: t.grad for n, t in b.items()}
+
+    function = functools.partial(batch_norm_act, engine=engine)
+    alone, together = gradients(function, wanted), gradients(function, *(n for n in a if "running" not in n))
+    assert {n for n, t in alone.items() if t is not None} == {wanted}
+    assert_close(alone[wanted], together[wanted], rtol=0, atol=0)
+
+
+def test_backward_can_run_twice():
+    a = make_arguments((2, 8, 5, 5), residual="residual")
+    x, residual = a["x"].requires_grad_(), a["residual"].requires_grad_()
+    z = batch_norm_act(x, residual=residual)
+    first = torch.autograd.grad(z, (x, residual), gradient_for(z), retain_graph=True)
+    kept = [t.clone() for t in first]
+    second = torch.autograd.grad(z, (x, residual), gradient_for(z))
+    for a, b, c in zip(first, second, kept, strict=True):
+        assert torch.equal(a, b)
+        assert torch.equal(a, c)
+
+
+@pytest.mark.parametrize("another_path", [False, True], ids=["", "x has another path"])
+def test_the_gradient_of_a_gradient_is_refused(another_path):
+    x = torch.randn(2, 4, 5, 5, requires_grad=True)
+    z = batch_norm_act(x).square().sum()
+    if another_path:
+        z = z + x.pow(3).sum()
+    (dx,) = torch.autograd.grad(z, x, create_graph=True)
+    with pytest.raises(RuntimeError, match=r"create_graph=True.*unfuse"):
+        dx.square().sum().backward()
+
+
+def test_no_graph_is_kept_without_gradients():
+    x = torch.randn(2, 4, 5, 5, requires_grad=True)
+    with torch.no_grad():
+        assert not batch_norm_act(x).requires_grad
+    assert not batch_norm_act(x.detach()).requires_grad
+    with torch.inference_mode():
+        assert batch_norm_act(x).is_inference()
+
+
+def test_running_statistics_move_without_gradients_too():
+    a = make_arguments((2, 8, 5, 5))
+    mean = a["running_mean"].clone()
+    with torch.no_grad():
+        batch_norm_act(a["x"], mean, a["running_var"])
+    assert_close(mean, 0.9 * a["running_mean"] + 0.1 * a["x"].mean((0, 2, 3)))
+
+
+# ---- any shape -------------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=30, deadline=None, derandomize=True)
+@given(
+    shape=st.tuples(st.integers(1, 5), st.integers(1, 40), st.integers(1, 12), st.integers(1, 12)).filter(
+        lambda s: s[0] * s[2] * s[3] > 4
+    ),
+    dtype=st.sampled_from(list(DTYPES.values())),
+    layout=st.sampled_from(list(LAYOUTS.values())),
+    residual=st.sampled_from(RESIDUALS),
+    training=st.booleans(),
+    act=st.sampled_from(["relu", "none"]),
+)
+def test_any_shape_is_as_accurate_as_stock(shape, dtype, layout, residual, training, act):
+    torch.manual_seed(0)
+    draws = [make_arguments(shape, dtype, layout=layout, residual=residual) for _ in range(8)]
+    assert_accurate(*draws[:1], "auto", *draws[1:], training=training, act=act)
+
+
+# ---- torch.compile ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("residual", RESIDUALS)
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+def test_compiled_it_is_as_accurate_as_stock(residual, training):
+    arguments = make_arguments((2, 16, 7, 7), residual=residual)
+    exact = run(stock_batch_norm_act, arguments, torch.float64, training=training)
+    stock = run(stock_batch_norm_act, arguments, training=training)
+    compiled = torch.compile(batch_norm_act, fullgraph=True, backend="aot_eager")
+    assert_as_accurate_as_stock(run(compiled, arguments, training=training), stock, exact)
+
+
+# ---- bad input -------------------------------------------------------------------------------------------------------
+
+X = torch.randn(2, 4, 3, 3)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"x": torch.randn(2, 4, 3)}, ValueError, r"x must be .* \[N, C, H, W\], got \(2, 4, 3\)"),
+        ({"x": torch.ones(2, 4, 3, 3, dtype=torch.int32)}, ValueError, r"x must be floating-point .*torch.int32"),
+        ({"weight": torch.ones(5)}, ValueError, r"weight must have shape \[C\] = \[4\].*got \[5\]"),
+        ({"weight": torch.ones(1)}, ValueError, r"weight must have shape \[C\] = \[4\].*got \[1\]"),
+        ({"bias": torch.ones(4, 1)}, ValueError, r"bias must have shape \[C\] = \[4\].*got \[4, 1\]"),
+        ({"weight": torch.ones(4, device="meta")}, ValueError, r"weight must be on the device of x, cpu, got meta"),
+        ({"running_mean": torch.ones(4)}, ValueError, "running_mean and running_var must be given both or neither"),
+        ({"training": False}, ValueError, "running_mean and running_var are needed with training=False"),
+        ({"act": "gelu"}, ValueError, "act must be one of 'relu', 'none', got 'gelu'"),
+        ({"engine": "cuda graphs"}, ValueError, r"engine must be one of .*got 'cuda graphs'"),
+        ({"residual": torch.randn(2, 4, 3, 1)}, ValueError, r"residual must have the shape.*\(2, 4, 3, 3\).*\(2, 4, 3, 1\)"),
+        ({"residual": X.double()}, ValueError, r"residual must have the .*dtype.*torch.float32.*torch.float64"),
+        ({"residual": X.to("meta")}, ValueError, r"residual must have the .*device.*cpu.*meta"),
+        ({"residual_norm": (None,) * 4}, ValueError, "residual_norm normalises the residual: give residual, too"),
+        (
+            {"residual": X, "residual_norm": (None, None, torch.ones(5), None)},
+            ValueError,
+            r"residual_norm: weight must have shape \[C\] = \[4\].*got \[5\]",
+        ),
+        ({"x": torch.randn(1, 4, 1, 1)}, ValueError, "Expected more than 1 value per channel when training"),
+        ({"x": X.half(), "engine": "cpu"}, engines.EngineError, "engine='cpu' cannot serve: .*not torch.float16"),
+        ({"x": X.to("meta"), "engine": "cpu"}, engines.EngineError, "engine='cpu' cannot serve: .*'meta'"),
+    ],
+)  # fmt: skip
+def test_a_bad_argument_is_named_with_what_was_wanted_and_what_came(arguments, error, message):
+    with pytest.raises(error, match=message):
+        batch_norm_act(**({"x": X} | arguments))
+
+
+@pytest.mark.parametrize("residual_norm", [(None, None, None), (None,) * 5], ids=len)
+def test_a_residual_norm_of_another_length_is_refused(residual_norm):
+    with pytest.raises(ValueError, match=r"residual_norm"):
+        batch_norm_act(X, residual=X, residual_norm=residual_norm)
+
+
+@pytest.mark.parametrize("engine", engines.NAMES)
+@pytest.mark.parametrize("shape", [(0, 4, 3, 3), (2, 4, 0, 3), (2, 0, 3, 3)], ids=str)
+def test_an_empty_batch_gives_what_stock_gives(shape, engine):
+    x = torch.empty(shape)
+    mean, var = torch.zeros(shape[1]), torch.ones(shape[1])
+    z = batch_norm_act(x, mean, var, training=False, engine=engine)
+    assert_close(z, F.relu(F.batch_norm(x, mean, var)))

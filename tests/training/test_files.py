@@ -1,0 +1,92 @@
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from fused_resnet.training.files import CheckpointError, EpochMetrics, RunFolder, replacing
+
+
+def test_a_write_that_fails_leaves_the_old_file(tmp_path):
+    path = tmp_path / "file"
+    path.write_bytes(b"old")
+
+    def fail_halfway():
+        with replacing(path) as file:
+            file.write(b"ne")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fail_halfway()
+    assert path.read_bytes() == b"old"
+
+
+def test_a_process_killed_while_it_writes_leaves_the_old_file(tmp_path):
+    path = tmp_path / "file"
+    path.write_bytes(b"old")
+    script = """
+import os, signal, sys
+from pathlib import Path
+from fused_resnet.training.files import replacing
+with replacing(Path(sys.argv[1])) as file:
+    file.write(b"ne")
+    file.flush()
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+    killed = subprocess.run([sys.executable, "-c", script, str(path)], timeout=60)
+    assert killed.returncode == -signal.SIGKILL
+    assert path.read_bytes() == b"old"
+    with replacing(path) as file:  # and does not stand in the next writer's way
+        file.write(b"new")
+    assert [(entry.name, entry.read_bytes()) for entry in tmp_path.iterdir()] == [("file", b"new")]
+
+
+def test_metrics_are_one_row_an_epoch(tmp_path):
+    row = EpochMetrics(1, 0.1, 2.0, 0.5, 1.5, 1 / 3, 600.0, 2.25)
+    folder = RunFolder(tmp_path)
+    folder.write_metrics([row])
+    assert folder.metrics.read_text() == (
+        "epoch,lr,train_loss,train_error,test_loss,test_error,images_per_second,seconds\n"
+        "1,0.1,2,0.5,1.5,0.333333,600,2.25\n"
+    )
+
+
+def test_a_checkpoint_is_read_as_it_was_written(tmp_path):
+    folder = RunFolder(tmp_path)
+    folder.write_checkpoint({"weights": torch.arange(3)})
+    assert torch.equal(folder.read_checkpoint()["weights"], torch.arange(3))
+
+
+def test_no_checkpoint_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no run to resume in .*checkpoint\.pt does not exist"):
+        RunFolder(tmp_path / "nowhere").read_checkpoint()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "damaged or no checkpoint"),
+        ({"conv1.weight": torch.zeros(1)}, "was not written by fused-resnet train"),
+        (torch.zeros(1), "was not written by fused-resnet train"),
+        ({"fused_resnet_checkpoint": 99}, "has format 99; this version of fused_resnet reads 1"),
+    ],
+    ids=["text", "weights", "tensor", "newer"],
+)
+def test_what_is_no_checkpoint_of_ours_is_named(tmp_path, content, message):
+    folder = RunFolder(tmp_path)
+    if content is None:
+        folder.checkpoint.write_text("not a checkpoint")
+    else:
+        torch.save(content, folder.checkpoint)
+    with pytest.raises(CheckpointError, match=message):
+        folder.read_checkpoint()
+
+
+def test_a_cut_off_checkpoint_is_named(tmp_path):
+    folder = RunFolder(tmp_path)
+    folder.write_checkpoint({"weights": torch.zeros(10000)})
+    whole = folder.checkpoint.read_bytes()
+    folder.checkpoint.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(CheckpointError, match="damaged"):
+        folder.read_checkpoint()
