@@ -7,7 +7,8 @@ dtype.  NaN on either side fails; so does another shape, dtype, or a gradient wh
 
 import copy
 import math
-from collections.abc import Callable, Mapping
+import statistics
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -27,26 +28,47 @@ def rms(t: Tensor) -> float:
 
 
 def why_inaccurate(fused: Tensor | None, stock: Tensor | None, exact: Tensor | None) -> str | None:
-    """Return in what a fused result is worse than the rule allows, or None."""
-    if fused is None or stock is None or exact is None:
-        present = {"fused": fused, "stock": stock, "exact": exact}
-        missing = [name for name, t in present.items() if t is None]
-        return None if len(missing) == len(present) else f"only {', '.join(missing)} has none"
-    if fused.shape != stock.shape or fused.dtype != stock.dtype or fused.device != stock.device:
-        return f"{tuple(fused.shape)} {fused.dtype} {fused.device}, stock has {tuple(stock.shape)} {stock.dtype}"
-    if not fused.is_floating_point():
-        return None if torch.equal(fused, stock) else f"{fused}, stock has {stock}"
-    error, stock_error = rms(fused.double() - exact.double()), rms(stock.double() - exact.double())
-    if math.isnan(error) or math.isnan(stock_error):
-        return f"NaN: error {error}, stock's {stock_error}"
-    allowed = FACTOR * stock_error + ULPS * torch.finfo(fused.dtype).eps * rms(exact)
+    """Return in what one fused result breaks the rule, or None."""
+    return why_inaccurate_together([fused], [stock], [exact])
+
+
+def why_inaccurate_together(
+    fused: Sequence[Tensor | None], stock: Sequence[Tensor | None], exact: Sequence[Tensor | None]
+) -> str | None:
+    """Return in what a result of several draws breaks the rule, or None; the medians of its errors are compared."""
+    errors, stock_errors, units = [], [], []
+    for f, s, e in zip(fused, stock, exact, strict=True):
+        if f is None or s is None or e is None:
+            missing = [name for name, t in (("fused", f), ("stock", s), ("exact", e)) if t is None]
+            if len(missing) == 3:
+                continue
+            return f"{', '.join(missing)} has none"
+        if f.shape != s.shape or f.dtype != s.dtype or f.device != s.device:
+            return f"{tuple(f.shape)} {f.dtype} {f.device}, stock has {tuple(s.shape)} {s.dtype} {s.device}"
+        if not f.is_floating_point():
+            if not torch.equal(f, s):
+                return f"{f}, stock has {s}"
+            continue
+        errors.append(rms(f.double() - e.double()))
+        stock_errors.append(rms(s.double() - e.double()))
+        units.append(torch.finfo(f.dtype).eps * rms(e))
+    if any(map(math.isnan, errors + stock_errors)):
+        return f"NaN: errors {errors}, stock's {stock_errors}"
+    if not errors:
+        return None
+    error, stock_error = statistics.median(errors), statistics.median(stock_errors)
+    allowed = FACTOR * stock_error + ULPS * statistics.median(units)
     return None if error <= allowed else f"error {error:.3g}, stock's {stock_error:.3g}, allowed {allowed:.3g}"
 
 
-def assert_as_accurate_as_stock(fused: Results, stock: Results, exact: Results) -> None:
-    """Hold every result against the rule; the error lists all that break it."""
-    assert list(fused) == list(stock) == list(exact)
-    reasons = {name: why_inaccurate(fused[name], stock[name], exact[name]) for name in stock}
+def assert_as_accurate_as_stock(
+    fused: Results | list[Results], stock: Results | list[Results], exact: Results | list[Results]
+) -> None:
+    """Hold every result, of one draw of inputs or of several, against the rule; the error lists all that break it."""
+    fused, stock, exact = ([runs] if isinstance(runs, Mapping) else runs for runs in (fused, stock, exact))
+    names = list(stock[0])
+    assert all(list(run) == names for run in (*fused, *stock, *exact))
+    reasons = {name: why_inaccurate_together(*([run[name] for run in r] for r in (fused, stock, exact))) for name in names}
     broken = [f"{name}: {reason}" for name, reason in reasons.items() if reason is not None]
     assert not broken, f"{len(broken)} of {len(reasons)} results are less accurate than stock:\n" + "\n".join(broken)
 
@@ -92,8 +114,8 @@ def assert_fused_is_as_accurate_as_stock(
 ) -> nn.Module:
     """Hold a model after ``fuse`` against itself before, one step forward and backward; returns the fused one.
 
-    Where a rounding decides which side of 0 an activation falls on, one draw of inputs is luck in half precision: the
-    rule is then asked of several together.
+    With several draws of inputs the medians of the errors are compared: where a rounding decides on which side of 0 an
+    activation falls, one draw is luck.
     """
     model = copy.deepcopy(model).to(dtype)
     fused = fused_resnet.fuse(copy.deepcopy(model), **options)
@@ -107,10 +129,6 @@ def assert_fused_is_as_accurate_as_stock(
         exact.append(record(copy.deepcopy(model).double(), x.double()))
         stock.append(record(model, x, autocast=autocast))
         ours.append(record(fused, x, autocast=autocast, call=call))
-    assert_as_accurate_as_stock(stacked(ours), stacked(stock), stacked(exact))
+    assert_as_accurate_as_stock(ours, stock, exact)
     return fused
 
-
-def stacked(runs: list[dict[str, Tensor | None]]) -> dict[str, Tensor | None]:
-    """Results of several draws as one."""
-    return {name: t if t is None else torch.stack([run[name] for run in runs]) for name, t in runs[0].items()}

@@ -49,7 +49,7 @@ def test_nan_on_stocks_side_fails_too(stock, exact):
 
 
 def test_a_gradient_where_stock_has_none_fails(stock, exact):
-    assert why_inaccurate(stock, None, None) == "only stock, exact has none"
+    assert why_inaccurate(stock, None, None) == "stock, exact has none"
     assert why_inaccurate(None, None, None) is None
 
 
@@ -76,6 +76,16 @@ def test_one_bad_gradient_among_many_is_named(stock, exact):
 def test_a_result_left_out_fails(stock, exact):
     with pytest.raises(AssertionError):
         assert_as_accurate_as_stock({}, {"output": stock}, {"output": exact})
+
+
+def test_an_error_in_most_draws_fails_and_one_of_luck_does_not(stock, exact):
+    draws = [{"output": stock}] * 5
+    bad, truth = {"output": stock * 1.001}, [{"output": exact}] * 5
+    assert_as_accurate_as_stock([bad, *draws[1:]], draws, truth)
+    with pytest.raises(AssertionError):
+        assert_as_accurate_as_stock([bad, bad, bad, *draws[3:]], draws, truth)
+    with pytest.raises(AssertionError, match="NaN"):
+        assert_as_accurate_as_stock([{"output": stock * float("nan")}, *draws[1:]], draws, truth)
 
 
 def test_torch_empty_is_poisoned():

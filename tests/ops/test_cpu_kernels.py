@@ -225,7 +225,7 @@ def test_an_empty_batch_gives_nan_statistics_and_empty_activations(memory_format
     assert ops.batch_norm_act(x, p.affine, None, None, True).shape == x.shape
     sums, _ = ops.batch_norm_act_reduce(x, x, p.moments, p.affine, None, None, None, True, False)
     assert torch.equal(sums, torch.zeros(2, 8))
-    coefficients = torch.zeros(3, 8)
+    coefficients = torch.zeros(4, 8)
     dx, _ = ops.batch_norm_act_backward(x, x, p.affine, coefficients, None, None, None, True, False)
     assert dx.shape == x.shape
 

@@ -39,7 +39,7 @@ def _fake_reduce(
 def _fake_coefficients(
     sums: Tensor, moments: Tensor, weight: Tensor | None, eps: float, count: int, batch_stats: bool
 ) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(moments), moments.new_empty(3 if batch_stats else 1, moments.shape[1])
+    return torch.empty_like(moments), moments.new_empty(4 if batch_stats else 1, moments.shape[1])
 
 
 def _fake_backward(

@@ -10,8 +10,8 @@ name               shape   rows
 ``affine``         [2, C]  scale ``a``, shift ``b``; the normalised output is ``a·x + b``
 ``sums``           [2, C]  ΣG, ΣG·(x − mean); four rows where there are two branches
 ``gradients``      [2, C]  dγ, dβ
-``coefficients``   [3, C]  a, c1, c0; the input's gradient is ``a·G + c1·x + c0``; [1, C], ``a`` alone, where the
-                           statistics are not the batch's own
+``coefficients``   [4, C]  a, c1, c0, mean; the input's gradient is ``a·G + c1·(x − mean) + c0``; [1, C], ``a`` alone,
+                           where the statistics are not the batch's own
 =================  ======  ============================================================
 
 Everything per element is computed in the accumulation dtype and rounded once; everything per channel in float64.
@@ -84,9 +84,9 @@ def batch_norm_act_reduce(
 def batch_norm_coefficients(
     sums: Tensor, moments: Tensor, weight: Tensor | None, eps: float, count: int, batch_stats: bool
 ) -> tuple[Tensor, Tensor]:
-    """Finalise the sums of one branch; returns (gradients [2, C], coefficients [3, C] or [1, C]).
+    """Finalise the sums of one branch; returns (gradients [2, C], coefficients [4, C] or [1, C]).
 
-    ``dβ = ΣG``, ``dγ = rstd·ΣG·(x − mean)``, ``c1 = −a·rstd·dγ/m``, ``c0 = −a·dβ/m − c1·mean``, with ``m = count``.
+    ``dβ = ΣG``, ``dγ = rstd·ΣG·(x − mean)``, ``c1 = −a·rstd·dγ/m``, ``c0 = −a·dβ/m``, with ``m = count``.
     Where the statistics are not the batch's own (``batch_stats`` false) there is only ``a``.
     """
     mean, var = moments.double()
@@ -97,9 +97,8 @@ def batch_norm_coefficients(
     gradients = torch.stack((grad_weight, sum_grad)).to(moments.dtype)
     if not batch_stats:
         return gradients, scale.to(moments.dtype).unsqueeze(0)
-    c1 = (-scale * rstd * grad_weight / count).to(moments.dtype).double()
-    c0 = -scale * sum_grad / count - c1 * mean
-    return gradients, torch.stack((scale, c1, c0)).to(moments.dtype)
+    c1, c0 = -scale * rstd * grad_weight / count, -scale * sum_grad / count
+    return gradients, torch.stack((scale, c1, c0, mean)).to(moments.dtype)
 
 
 def batch_norm_act_backward(
@@ -113,9 +112,9 @@ def batch_norm_act_backward(
     relu: bool,
     write_masked: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Compute ``dx = a·G + c1·x + c0``, with ``G`` as in :func:`batch_norm_act_reduce`; returns (dx, second).
+    """Compute ``dx = a·G + c1·(x − mean) + c0``, with ``G`` as in :func:`batch_norm_act_reduce`; returns (dx, second).
 
-    ``second`` is ``a_r·G + c1_r·residual + c0_r`` where there is a second branch, ``G`` where ``write_masked``, and
+    ``second`` is the same of the residual where there is a second branch, ``G`` where ``write_masked``, and
     empty otherwise.
     """
     masked = _mask(grad, x, affine, z, relu)
@@ -138,7 +137,7 @@ def _mask(grad: Tensor, x: Tensor, affine: Tensor, z: Tensor | None, relu: bool)
     grad = grad.to(affine.dtype)
     if not relu:
         return grad
-    return grad.masked_fill((_scale_shift(x, affine) if z is None else z) <= 0, 0)
+    return torch.where((_scale_shift(x, affine) if z is None else z) <= 0, 0, grad)
 
 
 def _sums(grad: Tensor, x: Tensor, moments: Tensor) -> list[Tensor]:
@@ -153,5 +152,5 @@ def _written(masked: Tensor, grad: Tensor) -> Tensor:
 def _input_gradient(grad: Tensor, x: Tensor, coefficients: Tensor) -> Tensor:
     if coefficients.shape[0] == 1:
         return _channels(coefficients[0]) * grad
-    a, c1, c0 = map(_channels, coefficients)
-    return a * grad + torch.addcmul(c0, c1, x.to(coefficients.dtype))
+    a, c1, c0, mean = map(_channels, coefficients)
+    return a * grad + torch.addcmul(c0, c1, x.to(coefficients.dtype) - mean)

@@ -1,0 +1,36 @@
+"""Measures with pytest-benchmark what ``fused-resnet bench`` measures; the peers and their check are the same.
+
+    python -m pytest benchmarks                                               every case, stock and fused side by side
+    python -m pytest benchmarks -k "resnet18 and bf16"                        some of them
+    python -m pytest benchmarks --benchmark-json=benchmarks/results/NAME.json
+    python -m pytest benchmarks --benchmark-autosave                          keep a run ...
+    python -m pytest benchmarks --benchmark-compare                           ... and compare the next one with it
+
+Here a peer's rounds follow each other, so that the machine's drift is part of a difference between two peers: for a
+ratio take ``fused-resnet bench``, where they take turns; take this for how one peer changes from commit to commit.
+"""
+
+import pytest
+import torch
+
+from fused_resnet.bench.suites import Settings
+
+
+@pytest.fixture(scope="session")
+def settings():
+    return Settings(device=torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+@pytest.fixture
+def synchronized(settings):
+    """Return a function that waits until the device has done what another function asked for."""
+
+    def wait_for(run):
+        def synchronized_run():
+            run()
+            if settings.device.type == "cuda":
+                torch.cuda.synchronize(settings.device)
+
+        return synchronized_run
+
+    return wait_for

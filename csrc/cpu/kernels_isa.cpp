@@ -1,0 +1,13 @@
+#include "kernels_isa.h"
+
+namespace fused_resnet {
+namespace FUSED_RESNET_ISA {
+
+extern const Kernels kKernels;
+const Kernels kKernels = {
+    batch_norm_stats,        batch_norm_act,      batch_norm_act_reduce,
+    batch_norm_act_backward, batch_norm_act_pool, max_pool_backward,
+};
+
+}  // namespace FUSED_RESNET_ISA
+}  // namespace fused_resnet

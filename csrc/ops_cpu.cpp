@@ -1,0 +1,415 @@
+// The CPU engine of the operations that fused_resnet/ops defines: layouts, threads, registration.
+//
+// Written against torch's stable ABI, so that one library serves every torch from the version that it is built for.
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+
+#include <algorithm>
+#include <cstring>
+#include <memory>
+#include <tuple>
+
+#include "arguments.h"
+#include "fused_resnet/batch_norm_channels.h"
+#include "fused_resnet/kernels.h"
+#include "fused_resnet/plan.h"
+
+namespace fused_resnet {
+namespace {
+
+// Work of fewer elements than this stays on one thread.
+constexpr int64_t kGrainElements = 32 << 10;
+
+// An output from this size on is stored past the caches: what reads it next would not find it there anyway, and the
+// caches keep what they hold.
+constexpr int64_t kStreamBytes = 16 << 20;
+constexpr int64_t kStreamAlignment = 64;
+
+// ---- layouts
+// ---------------------------------------------------------------------------------------------------------
+
+// How the kernels see the arguments' activations.
+struct Layout {
+  explicit Layout(const Arguments& arguments) {
+    const Sizes s = arguments.sizes();
+    const int64_t pixels = s[0] * s[2] * s[3];
+    activation.dtype = arguments.dtype();
+    activation.planes = !arguments.channels_last();
+    activation.numel = pixels * s[1];
+    activation.channels = s[1];
+    if (activation.planes) {
+      activation.length = s[2] * s[3];
+    } else {
+      const int64_t size = activation.dtype == DType::kFloat64 ? 8 : activation.dtype == DType::kBFloat16 ? 2 : 4;
+      plan = fused_resnet::plan(pixels, s[1], size);
+      activation.length = plan.row_length;
+    }
+  }
+
+  // Whether an output is worth storing past the caches, and may be.
+  bool streams(std::initializer_list<const void*> outputs, ScalarType dtype) const {
+    const int64_t size = itemsize(dtype);
+    if (activation.numel * size < kStreamBytes || activation.length * size % kStreamAlignment != 0) return false;
+    return std::all_of(outputs.begin(), outputs.end(),
+                       [](const void* p) { return reinterpret_cast<uintptr_t>(p) % kStreamAlignment == 0; });
+  }
+
+  Activation activation;
+  Plan plan{};  // channels_last only
+};
+
+// The rows of a [rows, C] tensor, each repeated as often as a row of the activation has pixels.
+class ChannelRows {
+ public:
+  ChannelRows(const OptionalTensor& t, const Layout& layout) {
+    if (!t.has_value()) return;
+    const int64_t channels = layout.activation.channels;
+    const int64_t repeat = layout.activation.planes ? 1 : std::max<int64_t>(layout.plan.repeat, 1);
+    const size_t row_bytes = static_cast<size_t>(channels * itemsize(t->scalar_type()));
+    pitch_ = row_bytes * static_cast<size_t>(repeat);
+    rows_ = t->size(0);
+    values_ = static_cast<const char*>(t->const_data_ptr());
+    if (repeat == 1) return;
+    repeated_ = std::make_unique<char[]>(pitch_ * static_cast<size_t>(rows_));
+    char* out = repeated_.get();
+    for (int64_t row = 0; row < rows_; ++row) {
+      for (int64_t i = 0; i < repeat; ++i, out += row_bytes) {
+        std::memcpy(out, values_ + static_cast<size_t>(row) * row_bytes, row_bytes);
+      }
+    }
+    values_ = repeated_.get();
+  }
+
+  // Null where there is no such row.
+  const void* operator[](int64_t row) const {
+    return row < rows_ ? values_ + static_cast<size_t>(row) * pitch_ : nullptr;
+  }
+
+ private:
+  const char* values_ = nullptr;
+  int64_t rows_ = 0;
+  size_t pitch_ = 0;
+  std::unique_ptr<char[]> repeated_;
+};
+
+template <typename F>
+void parallel_for_rows(const Activation& activation, const F& f) {
+  const int64_t grain = std::max<int64_t>(1, kGrainElements / std::max<int64_t>(1, activation.length));
+  torch::stable::parallel_for(0, activation.rows(), grain, [&](int64_t begin, int64_t end) { f(Range{begin, end}); });
+}
+
+// f(part, tile) over the tiles of a reduction; part numbers the row tiles that have to be merged.
+int64_t reduction_parts(const Layout& layout) { return layout.activation.planes ? 1 : layout.plan.row_tiles; }
+
+template <typename F>
+void parallel_for_tiles(const Layout& layout, const F& f) {
+  const Activation& activation = layout.activation;
+  if (activation.numel == 0) return;
+  if (activation.planes) {
+    const int64_t grain = std::max<int64_t>(1, kGrainElements / (activation.numel / activation.channels));
+    torch::stable::parallel_for(0, activation.channels, grain,
+                                [&](int64_t begin, int64_t end) { f(0, Tile{{0, 0}, {begin, end}}); });
+    return;
+  }
+  const Plan& plan = layout.plan;
+  torch::stable::parallel_for(0, plan.tiles(), 1, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t part = i / plan.column_tiles, row = part * plan.row_tile;
+      const int64_t column = i % plan.column_tiles * plan.column_tile;
+      f(part, Tile{{row, std::min(row + plan.row_tile, activation.rows())},
+                   {column, std::min(column + plan.column_tile, plan.row_length)}});
+    }
+  });
+}
+
+// visitor(A{}) with the C++ type of the accumulators.
+template <typename Visitor>
+void visit_accumulator(ScalarType dtype, const Visitor& visitor) {
+  dtype == ScalarType::Double ? visitor(double{}) : visitor(float{});
+}
+
+// ---- the operations
+// --------------------------------------------------------------------------------------------------
+
+Tensor batch_norm_stats(const Tensor& x) {
+  const Arguments arguments("batch_norm_stats", "x", x);
+  const Layout layout(arguments);
+  const int64_t channels = arguments.channels(), parts = reduction_parts(layout);
+  const size_t size = static_cast<size_t>(std::max<int64_t>(parts, 1) * channels);
+  const std::unique_ptr<double[]> means(new double[size]), m2s(new double[size]);
+  parallel_for_tiles(layout, [&](int64_t part, Tile tile) {
+    const int64_t offset = part * channels;
+    kernels().batch_norm_stats({layout.activation, data(x), means.get() + offset, m2s.get() + offset}, tile);
+  });
+
+  std::vector<int64_t> counts;
+  if (layout.activation.planes && layout.activation.numel != 0) counts = {layout.activation.numel / channels};
+  for (int64_t row = 0; !layout.activation.planes && row < layout.activation.rows(); row += layout.plan.row_tile) {
+    counts.push_back(layout.activation.pixels({row, std::min(row + layout.plan.row_tile, layout.activation.rows())}));
+  }
+  std::vector<double> mean(static_cast<size_t>(channels)), var(static_cast<size_t>(channels));
+  merge_moments(means.get(), m2s.get(), counts.data(), static_cast<int64_t>(counts.size()), channels, mean.data(),
+                var.data());
+  Tensor moments = empty_rows(arguments, 2);
+  visit_accumulator(arguments.accumulator(), [&](auto accumulator) {
+    auto* out = static_cast<decltype(accumulator)*>(moments.mutable_data_ptr());
+    std::copy(mean.begin(), mean.end(), out);
+    std::copy(var.begin(), var.end(), out + channels);
+  });
+  return moments;
+}
+
+Tensor batch_norm_affine(const Tensor& moments, const OptionalTensor& weight, const OptionalTensor& bias, double eps) {
+  const ChannelArguments arguments("batch_norm_affine", moments);
+  const Parameter weights(arguments, "weight", weight), biases(arguments, "bias", bias);
+  const int64_t channels = arguments.channels();
+  Tensor affine = empty_rows(arguments, 2);
+  visit_accumulator(arguments.accumulator(), [&](auto accumulator) {
+    using A = decltype(accumulator);
+    const A* mean = static_cast<const A*>(data(moments));
+    A* scale = static_cast<A*>(affine.mutable_data_ptr());
+    finish_affine(mean, mean + channels, weights.get(), biases.get(), eps, channels, scale, scale + channels);
+  });
+  return affine;
+}
+
+Tensor batch_norm_act(const Tensor& x, const Tensor& affine, const OptionalTensor& residual,
+                      const OptionalTensor& residual_affine, bool relu) {
+  const Arguments arguments("batch_norm_act", "x", x);
+  arguments.check_channels("affine", affine, 2);
+  if (residual.has_value()) arguments.check_like("residual", *residual);
+  if (residual_affine.has_value()) arguments.check_partner("residual_affine", residual_affine, 2, "residual", residual);
+
+  const Layout layout(arguments);
+  const ChannelRows scale_shift(affine, layout), residual_scale_shift(residual_affine, layout);
+  Tensor z = empty_beside(x);
+  const BatchNormAct op = {
+      layout.activation,
+      data(x),
+      scale_shift[0],
+      scale_shift[1],
+      data(residual),
+      residual_scale_shift[0],
+      residual_scale_shift[1],
+      z.mutable_data_ptr(),
+      relu,
+      layout.streams({data(z)}, x.scalar_type()),
+  };
+  parallel_for_rows(layout.activation, [&](Range rows) { kernels().batch_norm_act(op, rows); });
+  return z;
+}
+
+// The mask of both backward passes.
+MaskedGradient masked_gradient(const Tensor& grad, const OptionalTensor& z, const ChannelRows& affine, bool relu,
+                               void* masked, bool stream) {
+  const Mask mask = !relu ? Mask::kNone : z.has_value() ? Mask::kOutput : Mask::kPreactivation;
+  return {data(grad), mask, data(z), affine[0], affine[1], masked, stream};
+}
+
+std::tuple<Tensor, Tensor> batch_norm_act_reduce(const Tensor& grad, const Tensor& x, const Tensor& moments,
+                                                 const Tensor& affine, const OptionalTensor& z,
+                                                 const OptionalTensor& residual, const OptionalTensor& residual_moments,
+                                                 bool relu, bool write_masked) {
+  const Arguments arguments("batch_norm_act_reduce", "x", x);
+  arguments.check_like("grad", grad);
+  arguments.check_channels("moments", moments, 2);
+  arguments.check_channels("affine", affine, 2);
+  if (z.has_value()) arguments.check_like("z", *z);
+  if (residual.has_value()) arguments.check_like("residual", *residual);
+  arguments.check_partner("residual_moments", residual_moments, 2, "residual", residual);
+
+  const Layout layout(arguments);
+  const ChannelRows means(moments, layout), residual_means(residual_moments, layout), scale_shift(affine, layout);
+  Tensor masked = write_masked ? empty_beside(grad) : nothing(grad);
+  const bool stream = write_masked && layout.streams({data(masked)}, grad.scalar_type());
+  const MaskedGradient gradient =
+      masked_gradient(grad, z, scale_shift, relu, write_masked ? masked.mutable_data_ptr() : nullptr, stream);
+
+  const int64_t channels = arguments.channels(), parts = reduction_parts(layout);
+  const int64_t rows = residual.has_value() ? 3 : 2;  // ΣG is the same for both branches
+  const std::unique_ptr<double[]> partial(
+      new double[static_cast<size_t>(std::max<int64_t>(parts, 1) * rows * channels)]);
+  parallel_for_tiles(layout, [&](int64_t part, Tile tile) {
+    double* sums = partial.get() + part * rows * channels;
+    kernels().batch_norm_act_reduce({layout.activation, gradient, data(x), means[0], data(residual), residual_means[0],
+                                     sums, sums + channels, sums + 2 * channels},
+                                    tile);
+  });
+
+  std::vector<double> total(static_cast<size_t>(rows * channels));
+  merge_sums(partial.get(), layout.activation.numel == 0 ? 0 : parts, rows * channels, total.data());
+  Tensor sums = empty_rows(arguments, residual.has_value() ? 4 : 2);
+  visit_accumulator(arguments.accumulator(), [&](auto accumulator) {
+    auto* out = static_cast<decltype(accumulator)*>(sums.mutable_data_ptr());
+    out = std::copy(total.begin(), total.begin() + 2 * channels, out);
+    if (residual.has_value()) {
+      out = std::copy(total.begin(), total.begin() + channels, out);
+      std::copy(total.begin() + 2 * channels, total.end(), out);
+    }
+  });
+  return {sums, masked};
+}
+
+std::tuple<Tensor, Tensor> batch_norm_coefficients(const Tensor& sums, const Tensor& moments,
+                                                   const OptionalTensor& weight, double eps, int64_t count,
+                                                   bool batch_stats) {
+  const ChannelArguments arguments("batch_norm_coefficients", moments);
+  arguments.check_channels("sums", sums, 2);
+  const Parameter weights(arguments, "weight", weight);
+  const int64_t channels = arguments.channels();
+  Tensor gradients = empty_rows(arguments, 2);
+  Tensor coefficients = empty_rows(arguments, batch_stats ? 4 : 1);
+  visit_accumulator(arguments.accumulator(), [&](auto accumulator) {
+    using A = decltype(accumulator);
+    const A* sum_grad = static_cast<const A*>(data(sums));
+    const A* mean = static_cast<const A*>(data(moments));
+    finish_coefficients(sum_grad, sum_grad + channels, mean, mean + channels, weights.get(), eps, count, batch_stats,
+                        channels, static_cast<A*>(gradients.mutable_data_ptr()),
+                        static_cast<A*>(coefficients.mutable_data_ptr()));
+  });
+  return {gradients, coefficients};
+}
+
+// Coefficients have four rows, or one where the statistics were not the batch's own.
+int64_t coefficient_rows(const OptionalTensor& t) { return t.has_value() && t->dim() == 2 && t->size(0) == 1 ? 1 : 4; }
+
+std::tuple<Tensor, Tensor> batch_norm_act_backward(const Tensor& grad, const Tensor& x, const Tensor& affine,
+                                                   const Tensor& coefficients, const OptionalTensor& z,
+                                                   const OptionalTensor& residual,
+                                                   const OptionalTensor& residual_coefficients, bool relu,
+                                                   bool write_masked) {
+  const Arguments arguments("batch_norm_act_backward", "x", x);
+  arguments.check_like("grad", grad);
+  arguments.check_channels("affine", affine, 2);
+  arguments.check_channels("coefficients", coefficients, coefficient_rows(coefficients));
+  if (z.has_value()) arguments.check_like("z", *z);
+  if (residual.has_value()) arguments.check_like("residual", *residual);
+  arguments.check_partner("residual_coefficients", residual_coefficients, coefficient_rows(residual_coefficients),
+                          "residual", residual);
+
+  const Layout layout(arguments);
+  const ChannelRows scale_shift(affine, layout), first(coefficients, layout), other(residual_coefficients, layout);
+  Tensor dx = empty_beside(x);
+  const bool branch = residual.has_value();
+  write_masked = write_masked && !branch;
+  Tensor second = branch || write_masked ? empty_beside(grad) : nothing(grad);
+  void* second_data = second.mutable_data_ptr();
+  const bool stream = layout.streams({data(dx), second_data}, x.scalar_type());
+  const BatchNormActBackward op = {
+      layout.activation,
+      masked_gradient(grad, z, scale_shift, relu, write_masked ? second_data : nullptr, stream),
+      data(x),
+      {first[0], first[1], first[2], first[3]},
+      dx.mutable_data_ptr(),
+      data(residual),
+      {other[0], other[1], other[2], other[3]},
+      branch ? second_data : nullptr,
+  };
+  parallel_for_rows(layout.activation, [&](Range rows) { kernels().batch_norm_act_backward(op, rows); });
+  return {dx, second};
+}
+
+// ---- max pool --------------------------------------------------------------------------------------------------------
+
+void check_window(const Arguments& arguments, const Sizes& kernel_size, const Sizes& stride, const Sizes& padding) {
+  const auto check = [&](const char* name, const Sizes& values, int64_t least) {
+    if (values.size() == 2 && values[0] >= least && values[1] >= least) return;
+    arguments.fail(name, "two values, each at least " + std::to_string(least), to_string(values));
+  };
+  check("kernel_size", kernel_size, 1);
+  check("stride", stride, 1);
+  check("padding", padding, 0);
+  if (kernel_size[0] > 256 || kernel_size[1] > 256 || kernel_size[0] * kernel_size[1] > 256) {
+    arguments.fail("kernel_size", "at most 256 elements, since an index is one byte", to_string(kernel_size));
+  }
+  if (padding[0] > kernel_size[0] / 2 || padding[1] > kernel_size[1] / 2) {
+    arguments.fail("padding", "at most half of kernel_size, " + to_string(kernel_size), to_string(padding));
+  }
+}
+
+PoolShape pool_shape(const Arguments& arguments, const Sizes& size, const Sizes& kernel_size, const Sizes& stride,
+                     const Sizes& padding) {
+  PoolShape shape{};
+  const Sizes s = arguments.sizes();
+  shape.dtype = arguments.dtype();
+  shape.images = arguments.channels_last() ? s[0] : s[0] * s[1];
+  shape.channels = arguments.channels_last() ? s[1] : 1;
+  shape.planes = arguments.channels_last() ? 0 : s[1];
+  shape.height = size[0];
+  shape.width = size[1];
+  for (size_t i = 0; i < 2; ++i) {
+    shape.kernel[i] = kernel_size[i];
+    shape.stride[i] = stride[i];
+    shape.padding[i] = padding[i];
+    const int64_t room = size[i] + 2 * padding[i] - kernel_size[i];
+    if (room < 0) {
+      arguments.fail("kernel_size", "at most the padded size of the image, " + to_string(size), to_string(kernel_size));
+    }
+    (i == 0 ? shape.out_height : shape.out_width) = room / stride[i] + 1;
+  }
+  return shape;
+}
+
+std::tuple<Tensor, Tensor> batch_norm_act_pool(const Tensor& x, const Tensor& affine, bool relu,
+                                               const Sizes& kernel_size, const Sizes& stride, const Sizes& padding) {
+  const Arguments arguments("batch_norm_act_pool", "x", x);
+  arguments.check_channels("affine", affine, 2);
+  check_window(arguments, kernel_size, stride, padding);
+  const PoolShape shape = pool_shape(arguments, {x.size(2), x.size(3)}, kernel_size, stride, padding);
+  const Sizes out_sizes = {x.size(0), x.size(1), shape.out_height, shape.out_width};
+  Tensor z = empty_image(arguments, out_sizes, x.scalar_type());
+  Tensor index = empty_image(arguments, out_sizes, ScalarType::Byte);
+
+  const int64_t accumulator_size = itemsize(arguments.accumulator());
+  const char* scale = static_cast<const char*>(data(affine));
+  const BatchNormActPool op = {
+      shape,
+      data(x),
+      scale,
+      scale + arguments.channels() * accumulator_size,
+      z.mutable_data_ptr(),
+      static_cast<uint8_t*>(index.mutable_data_ptr()),
+      relu,
+  };
+  const int64_t pitch = shape.width * shape.channels;
+  const int64_t grain = std::max<int64_t>(1, kGrainElements / std::max<int64_t>(1, pitch * shape.stride[0]));
+  torch::stable::parallel_for(0, shape.images * shape.out_height, grain, [&](int64_t begin, int64_t end) {
+    const std::unique_ptr<char[]> scratch(new char[static_cast<size_t>(shape.kernel[0] * pitch * accumulator_size)]);
+    kernels().batch_norm_act_pool(op, {begin, end}, scratch.get());
+  });
+  return {z, index};
+}
+
+Tensor max_pool_backward(const Tensor& grad, const Tensor& index, const Sizes& size, const Sizes& kernel_size,
+                         const Sizes& stride, const Sizes& padding) {
+  const Arguments arguments("max_pool_backward", "grad", grad);
+  arguments.check_like("index", index, ScalarType::Byte);
+  check_window(arguments, kernel_size, stride, padding);
+  if (size.size() != 2) arguments.fail("size", "two values [H, W]", to_string(size));
+  const PoolShape shape = pool_shape(arguments, size, kernel_size, stride, padding);
+  if (shape.out_height != grad.size(2) || shape.out_width != grad.size(3)) {
+    arguments.fail("grad", "the pooled size, " + to_string({shape.out_height, shape.out_width}),
+                   to_string({grad.size(2), grad.size(3)}));
+  }
+  Tensor dx = empty_image(arguments, {grad.size(0), grad.size(1), size[0], size[1]}, grad.scalar_type());
+  const MaxPoolBackward op = {shape, data(grad), static_cast<const uint8_t*>(data(index)), dx.mutable_data_ptr()};
+  const int64_t grain = std::max<int64_t>(1, kGrainElements / std::max<int64_t>(1, shape.width * shape.channels));
+  torch::stable::parallel_for(0, shape.images * shape.height, grain,
+                              [&](int64_t begin, int64_t end) { kernels().max_pool_backward(op, {begin, end}); });
+  return dx;
+}
+
+}  // namespace
+}  // namespace fused_resnet
+
+STABLE_TORCH_LIBRARY_IMPL(fused_resnet, CPU, m) {
+  m.impl("batch_norm_stats", TORCH_BOX(&fused_resnet::batch_norm_stats));
+  m.impl("batch_norm_affine", TORCH_BOX(&fused_resnet::batch_norm_affine));
+  m.impl("batch_norm_act", TORCH_BOX(&fused_resnet::batch_norm_act));
+  m.impl("batch_norm_act_reduce", TORCH_BOX(&fused_resnet::batch_norm_act_reduce));
+  m.impl("batch_norm_coefficients", TORCH_BOX(&fused_resnet::batch_norm_coefficients));
+  m.impl("batch_norm_act_backward", TORCH_BOX(&fused_resnet::batch_norm_act_backward));
+  m.impl("batch_norm_act_pool", TORCH_BOX(&fused_resnet::batch_norm_act_pool));
+  m.impl("max_pool_backward", TORCH_BOX(&fused_resnet::max_pool_backward));
+}

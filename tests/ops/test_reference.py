@@ -1,0 +1,151 @@
+"""The definitions in plain torch, against the mathematics and against stock autograd."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from fused_resnet import ops
+from fused_resnet.ops.batch_norm_act import reference as bna
+from fused_resnet.ops.batch_norm_act_pool import reference as pool
+
+EPS = 1e-5
+
+
+@pytest.fixture
+def x():
+    return torch.randn(3, 4, 5, 6, dtype=torch.float64) * 2 + 1
+
+
+@pytest.fixture
+def weight():
+    return torch.tensor([1.5, -0.5, 0.0, 1.0], dtype=torch.float64)
+
+
+@pytest.fixture
+def bias():
+    return torch.randn(4, dtype=torch.float64)
+
+
+def test_stats_are_the_mean_and_the_biased_variance(x):
+    mean, var = bna.batch_norm_stats(x)
+    torch.testing.assert_close(mean, x.mean((0, 2, 3)))
+    torch.testing.assert_close(var, x.var((0, 2, 3), correction=0))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_per_channel_results_are_float32(x, dtype):
+    moments = bna.batch_norm_stats(x.to(dtype))
+    affine = bna.batch_norm_affine(moments, None, None, EPS)
+    assert moments.dtype == affine.dtype == torch.float32
+    assert bna.batch_norm_act(x.to(dtype), affine, None, None, True).dtype == dtype
+
+
+def test_affine_and_act_are_batch_norm_and_relu(x, weight, bias):
+    affine = bna.batch_norm_affine(bna.batch_norm_stats(x), weight, bias, EPS)
+    expected = F.batch_norm(x, None, None, weight, bias, True, 0.0, EPS)
+    torch.testing.assert_close(bna.batch_norm_act(x, affine, None, None, False), expected)
+    torch.testing.assert_close(bna.batch_norm_act(x, affine, None, None, True), expected.relu())
+    torch.testing.assert_close(bna.batch_norm_act(x, affine, x, None, True), (expected + x).relu())
+    torch.testing.assert_close(bna.batch_norm_act(x, affine, x, affine, True), (2 * expected).relu())
+
+
+@pytest.mark.parametrize("batch_stats", [True, False])
+@pytest.mark.parametrize("relu", [True, False])
+def test_the_two_backward_passes_are_autograds_gradients(x, weight, bias, relu, batch_stats):
+    moments = bna.batch_norm_stats(x)
+    leaves = [t.clone().requires_grad_() for t in (x, weight, bias)]
+    mean, var = (None, None) if batch_stats else moments
+    z = F.batch_norm(leaves[0], mean, var, *leaves[1:], batch_stats, 0.0, EPS)
+    z = z.relu() if relu else z
+    grad = torch.randn_like(z)
+    expected = torch.autograd.grad(z, leaves, grad)
+
+    affine = bna.batch_norm_affine(moments, weight, bias, EPS)
+    for saved in (None, z.detach()):
+        sums, masked = bna.batch_norm_act_reduce(grad, x, moments, affine, saved, None, None, relu, True)
+        torch.testing.assert_close(masked, grad * (z > 0) if relu else grad)
+        count = x.numel() // x.shape[1]
+        gradients, coefficients = bna.batch_norm_coefficients(sums, moments, weight, EPS, count, batch_stats)
+        dx, _ = bna.batch_norm_act_backward(grad, x, affine, coefficients, saved, None, None, relu, False)
+        for got, wanted in zip((dx, *gradients), expected, strict=True):
+            torch.testing.assert_close(got, wanted)
+
+
+def test_a_second_branch_gets_its_own_sums_and_gradient(x, weight, bias):
+    r = torch.randn_like(x)
+    moments, moments_r = bna.batch_norm_stats(x), bna.batch_norm_stats(r)
+    leaves = [t.clone().requires_grad_() for t in (x, r)]
+    norm = [F.batch_norm(t, None, None, weight, bias, True, 0.0, EPS) for t in leaves]
+    z = (norm[0] + norm[1]).relu()
+    grad = torch.randn_like(z)
+    expected = torch.autograd.grad(z, leaves, grad)
+
+    affine = bna.batch_norm_affine(moments, weight, bias, EPS)
+    sums, _ = bna.batch_norm_act_reduce(grad, x, moments, affine, z.detach(), r, moments_r, True, False)
+    assert sums.shape == (4, 4)
+    count = x.numel() // x.shape[1]
+    coefficients = [
+        bna.batch_norm_coefficients(s, m, weight, EPS, count, True)[1]
+        for s, m in zip(sums.split(2), (moments, moments_r), strict=True)
+    ]
+    got = bna.batch_norm_act_backward(grad, x, affine, coefficients[0], z.detach(), r, coefficients[1], True, False)
+    torch.testing.assert_close(got, expected)
+
+
+POOLS = [([3, 3], [2, 2], [1, 1]), ([2, 2], [2, 2], [0, 0]), ([2, 3], [1, 2], [1, 0]), ([3, 3], [1, 1], [1, 1])]
+
+
+@pytest.mark.parametrize("relu", [True, False])
+@pytest.mark.parametrize("geometry", POOLS, ids=str)
+def test_the_pool_is_stocks_and_so_is_its_gradient(x, weight, bias, geometry, relu):
+    affine = bna.batch_norm_affine(bna.batch_norm_stats(x), weight, bias, EPS)
+    z = bna.batch_norm_act(x, affine, None, None, relu).requires_grad_()
+    expected = F.max_pool2d(z, *geometry)
+    got, index = pool.batch_norm_act_pool(x, affine, relu, *geometry)
+    assert torch.equal(got, expected)
+    assert index.dtype == torch.uint8
+    assert index.shape == got.shape
+    grad = torch.randn_like(got)
+    dz = pool.max_pool_backward(grad, index, x.shape[2:], *geometry)
+    torch.testing.assert_close(dz, torch.autograd.grad(expected, z, grad)[0])
+
+
+def test_the_pool_lets_nan_through_and_gives_it_the_gradient():
+    x = torch.zeros(1, 1, 4, 4)
+    x[0, 0, 1, 2] = float("nan")
+    affine = torch.tensor([[1.0], [0.0]])
+    z, index = pool.batch_norm_act_pool(x, affine, True, [2, 2], [2, 2], [0, 0])
+    assert torch.equal(z.isnan(), torch.tensor([[[[False, True], [False, False]]]]))
+    dx = pool.max_pool_backward(torch.ones_like(z), index, [4, 4], [2, 2], [2, 2], [0, 0])
+    assert dx[0, 0, 1, 2] == 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format], ids=str)
+def test_fakes_have_the_references_shapes_dtypes_and_strides(x, layout, dtype):
+    x = x.to(dtype).contiguous(memory_format=layout)
+    moments = bna.batch_norm_stats(x)
+    affine = bna.batch_norm_affine(moments, None, None, EPS)
+    grad = torch.ones_like(x)
+    sums, _ = bna.batch_norm_act_reduce(grad, x, moments, affine, None, None, None, True, False)
+    coefficients = bna.batch_norm_coefficients(sums, moments, None, EPS, 90, True)[1]
+    z, index = pool.batch_norm_act_pool(x, affine, True, *POOLS[0])
+    calls = {
+        "batch_norm_stats": [(x,)],
+        "batch_norm_affine": [(moments, None, None, EPS), (moments, affine[0], affine[1], EPS)],
+        "batch_norm_act": [(x, affine, None, None, True), (x, affine, x, None, False), (x, affine, x, affine, True)],
+        "batch_norm_act_reduce": [
+            (grad, x, moments, affine, None, None, None, relu, masked) for relu in (True, False) for masked in (True, False)
+        ] + [(grad, x, moments, affine, x, x.clone(), moments, True, False)],
+        "batch_norm_coefficients": [(sums, moments, None, EPS, 90, stats) for stats in (True, False)],
+        "batch_norm_act_backward": [
+            (grad, x, affine, coefficients, None, None, None, relu, masked) for relu in (True, False) for masked in (True, False)
+        ] + [(grad, x, affine, coefficients, x, x.clone(), coefficients, True, False)],
+        "batch_norm_act_pool": [(x, affine, True, *POOLS[0])],
+        "max_pool_backward": [(torch.ones_like(z), index, list(x.shape[2:]), *POOLS[0])],
+    }  # fmt: skip
+    assert set(calls) == {name for folder in ops.FOLDERS for name in folder.OPERATIONS}
+    for name, arguments in calls.items():
+        for args in arguments:
+            operation = getattr(torch.ops.fused_resnet, name).default
+            torch.library.opcheck(operation, args, test_utils=("test_schema", "test_faketensor"))
