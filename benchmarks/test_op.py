@@ -27,5 +27,6 @@ def operations(request, dtype, settings):
 @pytest.mark.parametrize("peer", [STOCK, FUSED])
 def test_op(benchmark, operations, dtype, peer, passes, synchronized):
     operation = operations[peer]
-    benchmark.group = f"{'x'.join(map(str, operation.x.shape))} {dtype} {passes}"
+    shortcut = "none" if operation.residual is None else "residual" if operation.residual_norm is None else "dual"
+    benchmark.group = f"{'x'.join(map(str, operation.x.shape))} {shortcut} {dtype} {passes}"
     benchmark.pedantic(synchronized(getattr(operation, passes)), rounds=20, warmup_rounds=3)

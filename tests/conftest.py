@@ -18,6 +18,18 @@ def poisoned_memory():
 
 
 @pytest.fixture(autouse=True)
+def one_thread():
+    """Run small tensors on one thread: beside other work on the machine, threads wait for each other a hundredfold.
+
+    Tests of threads set their number themselves.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True)
 def one_seed():
     """Start every test from the same random numbers, whatever ran before it."""
     torch.manual_seed(0)

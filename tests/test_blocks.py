@@ -21,6 +21,7 @@ def build(family: str, name: str, **options) -> nn.Module:
     if family == "torchvision":
         models = pytest.importorskip("torchvision").models
         model = models.get_model(name, weights=None, num_classes=10, **options)
+        model = model.features if name.startswith("vgg") else model
     elif family == "timm":
         timm = pytest.importorskip("timm")
         model = timm.create_model(name, pretrained=False, **({} if "features_only" in options else {"num_classes": 10}) | options)
@@ -41,6 +42,14 @@ def make(name: str, family: str = "torchvision", **options) -> nn.Module:
     return copy.deepcopy(build(family, name, **options))
 
 
+def shallow(model: nn.Module) -> nn.Module:
+    """Cut a ResNet off behind its second stage: deeper, small images leave too few values for a norm."""
+    if hasattr(model, "layer4") and hasattr(model, "fc"):
+        width = max(m.num_features for m in model.layer2.modules() if isinstance(m, nn.BatchNorm2d))
+        model.layer3, model.layer4, model.fc = nn.Identity(), nn.Identity(), nn.Linear(width, 10)
+    return model
+
+
 def images(size: int = 64, batch: int = 4, seed: int = 2) -> Tensor:
     x = torch.randn(batch, 3, size, size, generator=torch.Generator().manual_seed(seed))
     return x.contiguous(memory_format=torch.channels_last)
@@ -59,45 +68,41 @@ PRECISIONS = [
 @pytest.mark.parametrize(("dtype", "autocast"), PRECISIONS)
 @pytest.mark.parametrize("name", ["resnet18", "resnet50"])
 def test_a_network_is_as_accurate_as_stock(name, dtype, autocast, training, chains_run):
-    draws = [images(seed=seed) for seed in range(1 if dtype is torch.float32 and autocast is None else 3)]
+    draws = [images(seed=seed) for seed in range(3)]
     model = make(name).to(memory_format=torch.channels_last).train(training)
     assert_fused_is_as_accurate_as_stock(model, *draws, dtype=dtype, autocast=autocast)
     assert len(chains_run) == {"resnet18": 1 + 8, "resnet50": 1 + 16}[name] * len(draws)
 
 
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
-@pytest.mark.parametrize(("dtype", "autocast"), PRECISIONS)
+@pytest.mark.parametrize("autocast", [None, torch.bfloat16], ids=["fp32", "autocast-bf16"])
 @pytest.mark.parametrize("name", ["resnet18", "resnet50"])
-def test_compiled_a_network_is_as_accurate_as_stock(name, dtype, autocast, training):
+def test_compiled_a_network_is_as_accurate_as_stock(name, autocast, training):
     torch.compiler.reset()
     model = make(name).to(memory_format=torch.channels_last).train(training)
-    draws = [images(seed=seed) for seed in range(1 if dtype is torch.float32 and autocast is None else 3)]
+    draws = [images(seed=seed) for seed in range(3)]
     compiled = functools.partial(torch.compile, fullgraph=True, backend="aot_eager")
-    assert_fused_is_as_accurate_as_stock(model, *draws, dtype=dtype, autocast=autocast, compile=compiled)
+    assert_fused_is_as_accurate_as_stock(model, *draws, autocast=autocast, compile=compiled)
 
 
+# family, name, options, and how many chains run in one call
 OTHERS = [
-    ("torchvision", "resnext50_32x4d", {}, 17),
-    ("torchvision", "wide_resnet50_2", {}, 17),
+    ("torchvision", "resnext50_32x4d", {}, 8),
+    ("torchvision", "wide_resnet50_2", {}, 8),
     ("torchvision", "vgg11_bn", {}, 8),
-    ("timm", "resnet18", {}, 9),
-    ("timm", "resnet50d", {}, 17),
-    ("timm", "seresnet50", {}, 17),
-    ("timm", "resnet18", {"drop_path_rate": 0.0, "features_only": True}, 9),
+    ("timm", "resnet18", {}, 5),
+    ("timm", "resnet50d", {}, 8),
+    ("timm", "seresnet50", {}, 8),
+    ("timm", "resnet18", {"features_only": True}, 9),
     ("Hugging Face", "basic", {}, 5),
     ("Hugging Face", "bottleneck", {}, 5),
 ]
-
-
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
 @pytest.mark.parametrize(("family", "name", "options", "chains"), OTHERS, ids=lambda v: v if isinstance(v, str) else "")
 def test_another_network_is_as_accurate_as_stock(family, name, options, chains, training, chains_run):
-    model = make(name, family, **options).train(training)
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
-    assert_fused_is_as_accurate_as_stock(model, images(32))
-    assert len(chains_run) >= chains
+    model = shallow(make(name, family, **options)).train(training)
+    assert_fused_is_as_accurate_as_stock(model, *(images(48, seed=seed) for seed in range(3)))
+    assert len(chains_run) >= 3 * chains
 
 
 def test_drop_path_stays_stock_and_random():
@@ -158,7 +163,7 @@ def bytes_kept(model: nn.Module, x: Tensor, autocast: torch.dtype | None) -> int
 @pytest.mark.parametrize(("name", "most"), [("resnet18", 0.75), ("resnet50", 0.85)])
 def test_less_is_kept_for_backward_than_stock_keeps(name, most, autocast):
     # weights cast by autocast are kept by both sides: a batch at which they do not outweigh the activations
-    x, model = images(96, 16), make(name).to(memory_format=torch.channels_last)
+    x, model = images(112, 32), make(name).to(memory_format=torch.channels_last)
     stock = bytes_kept(model, x, autocast)
     assert bytes_kept(fused_resnet.fuse(model), x, autocast) <= most * stock
 
@@ -190,20 +195,27 @@ def small():
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
-def test_by_inductor_a_network_is_as_accurate_as_stock(small, training):
+def test_by_inductor_a_network_is_as_accurate_as_stock(small):
     compiled = functools.partial(torch.compile, fullgraph=True)
-    draws = [images(16, seed=seed) for seed in range(3)]
-    assert_fused_is_as_accurate_as_stock(small.train(training), *draws, compile=compiled)
+    assert_fused_is_as_accurate_as_stock(small, *(images(16, seed=seed) for seed in range(3)), compile=compiled)
 
 
-def test_a_batch_of_another_size_does_not_recompile(small):
+@pytest.mark.parametrize("dynamic", [True, None], ids=["dynamic=True", "batch marked dynamic"])
+def test_a_batch_of_another_size_does_not_recompile(small, dynamic):
     compilations = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
     stock, fused = copy.deepcopy(small).double(), fused_resnet.fuse(small).double()
-    compiled = torch.compile(fused, fullgraph=True, dynamic=True, backend=compilations)
-    for batch in (2, 5, 7):
+    compiled = torch.compile(fused, fullgraph=True, dynamic=dynamic, backend=compilations)
+
+    def call(x):
+        if dynamic is None:
+            torch._dynamo.mark_dynamic(x, 0)
+        return compiled(x)
+
+    for batch in (3, 5, 7):
         x = images(16, batch).double()
-        results = record(fused, x, call=compiled), record(stock, x)
+        for model in (stock, fused):
+            model.zero_grad()
+        results = record(fused, x, call=call), record(stock, x)
         for name, t in results[1].items():
             torch.testing.assert_close(results[0][name], t, msg=lambda text, name=name: f"{name}: {text}")
     assert compilations.frame_count == 1
@@ -242,7 +254,7 @@ def test_compiled_it_follows_changes(small):
 
 
 def freeze_by_timm(model: nn.Module) -> nn.Module:
-    return pytest.importorskip("timm").utils.freeze_batch_norm_2d(model)
+    return pytest.importorskip("timm.layers").freeze_batch_norm_2d(model)
 
 
 def freeze_by_torchvision(model: nn.Module) -> nn.Module:
@@ -259,12 +271,13 @@ def freeze_by_torchvision(model: nn.Module) -> nn.Module:
 @pytest.mark.parametrize("order", ["before fuse", "after fuse"])
 @pytest.mark.parametrize("freeze", [freeze_by_timm, freeze_by_torchvision])
 def test_frozen_norms_are_honoured(freeze, order, chains_run):
-    stock = freeze(make("resnet18"))
-    fused = fused_resnet.fuse(freeze(make("resnet18"))) if order == "before fuse" else freeze(fused_resnet.fuse(make("resnet18")))
+    stock, fused = freeze(shallow(make("resnet18"))), shallow(make("resnet18"))
+    fused.fc.load_state_dict(stock.fc.state_dict())
+    fused = fused_resnet.fuse(freeze(fused)) if order == "before fuse" else freeze(fused_resnet.fuse(fused))
     x = images(32)
     exact = record(copy.deepcopy(stock).double(), x.double())
     assert_as_accurate_as_stock(record(fused, x), record(stock, x), exact)
-    assert len(chains_run) == 9
+    assert len(chains_run) == 5
 
 
 def test_features_are_extracted_from_inner_activations():
@@ -286,10 +299,10 @@ def test_quantizable_networks_are_as_accurate_as_stock():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         torch.manual_seed(0)
-        model = quantization.resnet18(num_classes=10, quantize=False)
+        model = shallow(quantization.resnet18(num_classes=10, quantize=False))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", NothingToFuse)
-        assert_fused_is_as_accurate_as_stock(model, images(32))
+        assert_fused_is_as_accurate_as_stock(model, *(images(48, seed=seed) for seed in range(3)))
 
 
 def test_optimizers_and_schedules_never_see_the_difference():
@@ -306,15 +319,15 @@ def test_optimizers_and_schedules_never_see_the_difference():
         torch.testing.assert_close(a, b, msg=lambda text, name=name: f"{name}: {text}")
 
 
-def test_modes_can_be_mixed_in_any_way():
-    stock = make("resnet18").double()
+def test_modes_can_be_mixed_in_any_way(small):
+    stock = small.double()
     fused = fused_resnet.fuse(copy.deepcopy(stock))
-    parts = ["", "bn1", "layer1", "layer2.0.bn1", "layer2.0.downsample", "layer3.1", "relu"]
+    parts = ["", "bn1", "layers", "layers.1.bn1", "layers.1.downsample", "layers.0", "relu"]
     for step, (part, training) in enumerate(itertools.product(parts, (False, True))):
         results = []
         for model in (stock, fused):
             model.get_submodule(part).train(training)
             model.zero_grad()
-            results.append(record(model, images(32, 2, seed=step).double()))
+            results.append(record(model, images(16, seed=step).double()))
         for name, t in results[0].items():
-            torch.testing.assert_close(results[1][name], t, msg=lambda text, name=name: f"{part} {training} {name}: {text}")
+            torch.testing.assert_close(results[1][name], t, msg=lambda text, what=(part, training, name): f"{what}: {text}")

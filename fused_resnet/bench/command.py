@@ -30,7 +30,7 @@ Measure the fused operations and networks beside stock PyTorch, in one process a
   memory   activations that a training step keeps for its backward (on a GPU also its peak)
 
 Every result is first compared with float64: what is farther off than twice stock's error gets no figure, and the exit
-status is 1. Times are medians; a ratio's quartiles are those of the ratios within each round.
+status is 1. Times are medians; a speed-up is the median of those within each round of turns.
 """
 
 EXAMPLES = """\

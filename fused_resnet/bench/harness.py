@@ -179,13 +179,12 @@ class Row:
         return Spread.of(self.values[peer])
 
     def ratio(self, peer: str) -> Spread:
-        """Compare a peer with stock: the ratio of the medians, and the quartiles of the ratios within each round."""
+        """Compare a peer with stock, round by round: what slows a whole round down is in both, and cancels."""
 
         def divide(stock: float, other: float) -> float:
             return stock / other if self.quantity.stock_on_top else other / stock
 
-        within_rounds = Spread.of(list(map(divide, self.values[STOCK], self.values[peer])))
-        return within_rounds._replace(median=divide(self.spread(STOCK).median, self.spread(peer).median))
+        return Spread.of(list(map(divide, self.values[STOCK], self.values[peer])))
 
     def compared(self) -> list[str]:
         """Return the names of the peers that stock is compared with."""

@@ -203,8 +203,8 @@ class TrainingStep:
                 # at full scale, rounding errors grow from block to block until no gradient in bfloat16 means anything
                 nn.init.constant_(module.last_norm.weight, RESIDUAL_SCALE)
         size = workload.image_size
-        images = torch.randn(workload.batch_size, model.conv1.in_channels, size, size)
-        self.labels = torch.randint(model.fc.out_features, (workload.batch_size,)).to(workload.device)
+        images = torch.randn(workload.batch_size, 3, size, size)
+        self.labels = torch.randint(10, (workload.batch_size,)).to(workload.device)
 
         dtype = torch.float64 if peer == EXACT else torch.float32
         self.images = images.to(workload.device, dtype, memory_format=torch.channels_last)

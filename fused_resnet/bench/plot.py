@@ -38,18 +38,14 @@ def draw(rows: Sequence[Row], title: str, file: BinaryIO) -> None:
         labels = [" ".join([*row.case.values(), *([peer] if several else [])]) for row, peer in bars]
         ratios = [row.ratio(peer) for row, peer in bars]
         medians = [ratio.median for ratio in ratios]
-        whiskers = [
-            # the median of the ratios may lie a little outside of the quartiles within rounds
-            [max(0.0, ratio.median - ratio.low) for ratio in ratios],
-            [max(0.0, ratio.high - ratio.median) for ratio in ratios],
-        ]
+        whiskers = [[ratio.median - ratio.low for ratio in ratios], [ratio.high - ratio.median for ratio in ratios]]
         colors = [COLORS[peer] for _, peer in bars]
         positions = range(len(bars))
         axes.barh(positions, medians, xerr=whiskers, color=colors, height=0.7, error_kw={"linewidth": 0.8})
         for position, ratio in zip(positions, ratios, strict=True):
             axes.annotate(
                 f"{ratio.median:.2f}",
-                (max(ratio.median, ratio.high), position),
+                (ratio.high, position),
                 xytext=(4, 0),
                 textcoords="offset points",
                 va="center",
@@ -58,7 +54,7 @@ def draw(rows: Sequence[Row], title: str, file: BinaryIO) -> None:
         axes.set_yticks(positions, labels, fontsize=7, family="monospace")
         axes.invert_yaxis()
         axes.axvline(1, color="black", linewidth=0.8)
-        axes.set_xlim(0, 1.12 * max(1.0, *(max(ratio.median, ratio.high) for ratio in ratios)))
+        axes.set_xlim(0, 1.12 * max(1.0, *(ratio.high for ratio in ratios)))
         row = of_suite[0]
         axes.set_xlabel(f"{row.suite}: {row.quantity.ratio} ({STOCK} is 1)", fontsize=8)
         axes.tick_params(axis="x", labelsize=7)

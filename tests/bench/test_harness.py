@@ -49,7 +49,7 @@ def test_one_value_is_its_own_spread():
     assert Spread.of([7.0]) == (7.0, 7.0, 7.0)
 
 
-def test_a_speed_up_is_the_ratio_of_the_medians_with_the_quartiles_of_the_rounds():
+def test_a_speed_up_is_that_within_the_rounds():
     # the machine slows down by the round: the rounds' ratios agree, though the times do not
     ratio = row(stock=(2.0, 4.0, 12.0), fused=(1.0, 2.0, 6.0)).ratio("fused")
     assert ratio == (2.0, 2.0, 2.0)

@@ -146,7 +146,7 @@ def test_backward_with_fixed_statistics_equals_the_reference(dtype, memory_forma
     p = Problem((2, 24, 5, 5), dtype, memory_format)
     fixed = p.affine[:1].contiguous()  # the gradient is a·G
     # one branch's statistics may be fixed and the other's not
-    residual = (None, None) if branches == 1 else (p.residual, torch.randn(3, 24, dtype=fixed.dtype))
+    residual = (None, None) if branches == 1 else (p.residual, torch.randn(4, 24, dtype=fixed.dtype))
     arguments = (p.grad, p.x, p.affine, fixed, p.residual, *residual, True, False)
     for result, expected in zip(
         ops.batch_norm_act_backward(*arguments), reference.batch_norm_act_backward(*arguments), strict=True
