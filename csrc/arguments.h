@@ -45,15 +45,15 @@ inline std::string describe_strides(const Tensor& t) {
 // What the arguments of one call have in common where they are per-channel tensors only.
 class ChannelArguments {
  public:
-  // `moments` [2, C] says how many channels there are, and their dtype.
+  // `moments` [3, C] says how many channels there are, and their dtype.
   ChannelArguments(const char* op, const Tensor& moments)
       : op_(op), anchor_(moments), accumulator_(moments.scalar_type()) {
-    if (moments.dim() != 2) fail("moments", "two dimensions [2, C]", std::to_string(moments.dim()) + " dimensions");
+    if (moments.dim() != 2) fail("moments", "two dimensions [3, C]", std::to_string(moments.dim()) + " dimensions");
     if (accumulator_ != ScalarType::Float && accumulator_ != ScalarType::Double) {
       fail("moments", "dtype float32 or float64", torch::headeronly::toString(accumulator_));
     }
     channels_ = moments.size(1);
-    check_channels("moments", moments, 2);
+    check_channels("moments", moments, 3);
   }
 
   [[noreturn]] void fail(const std::string& name, const std::string& wanted, const std::string& got) const {

@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <cstring>
 #include <memory>
+#include <numeric>
 #include <tuple>
 
 #include "arguments.h"
@@ -129,8 +130,7 @@ void visit_accumulator(ScalarType dtype, const Visitor& visitor) {
   dtype == ScalarType::Double ? visitor(double{}) : visitor(float{});
 }
 
-// ---- the operations
-// --------------------------------------------------------------------------------------------------
+// ---- the operations --------------------------------------------------------------------------------------------------
 
 Tensor batch_norm_stats(const Tensor& x) {
   const Arguments arguments("batch_norm_stats", "x", x);
@@ -151,11 +151,13 @@ Tensor batch_norm_stats(const Tensor& x) {
   std::vector<double> mean(static_cast<size_t>(channels)), var(static_cast<size_t>(channels));
   merge_moments(means.get(), m2s.get(), counts.data(), static_cast<int64_t>(counts.size()), channels, mean.data(),
                 var.data());
-  Tensor moments = empty_rows(arguments, 2);
+  Tensor moments = empty_rows(arguments, 3);
+  const double count = std::accumulate(counts.begin(), counts.end(), 0.0);
   visit_accumulator(arguments.accumulator(), [&](auto accumulator) {
     auto* out = static_cast<decltype(accumulator)*>(moments.mutable_data_ptr());
-    std::copy(mean.begin(), mean.end(), out);
-    std::copy(var.begin(), var.end(), out + channels);
+    out = std::copy(mean.begin(), mean.end(), out);
+    out = std::copy(var.begin(), var.end(), out);
+    std::transform(var.begin(), var.end(), out, [&](double v) { return v * (count / std::max(count - 1, 1.0)); });
   });
   return moments;
 }
@@ -213,11 +215,11 @@ std::tuple<Tensor, Tensor> batch_norm_act_reduce(const Tensor& grad, const Tenso
                                                  bool relu, bool write_masked) {
   const Arguments arguments("batch_norm_act_reduce", "x", x);
   arguments.check_like("grad", grad);
-  arguments.check_channels("moments", moments, 2);
+  arguments.check_channels("moments", moments, 3);
   arguments.check_channels("affine", affine, 2);
   if (z.has_value()) arguments.check_like("z", *z);
   if (residual.has_value()) arguments.check_like("residual", *residual);
-  arguments.check_partner("residual_moments", residual_moments, 2, "residual", residual);
+  arguments.check_partner("residual_moments", residual_moments, 3, "residual", residual);
 
   const Layout layout(arguments);
   const ChannelRows means(moments, layout), residual_means(residual_moments, layout), scale_shift(affine, layout);

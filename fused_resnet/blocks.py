@@ -99,7 +99,7 @@ class PreparedChain(NamedTuple):
     signature: Signature
     parameters: list[Tensor]
     running: list[Tensor]
-    norms: list[Any]
+    norms: list[Any]  # of every unit; None where it does not normalise by its batch
 
 
 class PreparedChains:
@@ -115,8 +115,8 @@ class PreparedChains:
             dtype = torch.get_autocast_dtype(x.device.type)
             x = x.to(dtype)
             shortcut = None if shortcut is None else shortcut.to(dtype)
-        z, stats = run_chain(chain.signature, x, shortcut, chain.parameters, chain.running)
-        update_running_stats(chain.norms, stats)
+        z, moments = run_chain(chain.signature, x, shortcut, chain.parameters, chain.running)
+        update_running_stats(chain.norms, moments)
         return z
 
 
@@ -242,9 +242,8 @@ def _read_unit(module: nn.Module, unit: UnitPaths, prepared: PreparedChain) -> S
         return reason
     prepared.parameters.extend([p for p in (norm.weight, norm.bias) if p is not None])
     batch_stats = not is_frozen_norm(norm) and (norm.training or norm.running_mean is None)
-    if batch_stats:
-        prepared.norms.append(norm)
-    else:
+    prepared.norms.append(norm if batch_stats else None)
+    if not batch_stats:
         prepared.running.extend([norm.running_mean, norm.running_var])
     if isinstance(unit.act, tuple):
         act = child(module, unit.act)
@@ -325,30 +324,32 @@ def _why_not_as_traced(module: nn.Module, container: Container) -> str | None:
     return None
 
 
-def update_running_stats(norms: list[Any], stats: Sequence[Tensor]) -> None:
+def update_running_stats(norms: list[Any], moments: Sequence[Tensor]) -> None:
     """Move the running statistics of batch norms in training, as ``torch.nn.BatchNorm2d`` does.
 
     Parameters
     ----------
     norms
-        The norms of a chain that normalised by their batch, in its order.
-    stats
-        For each the mean and unbiased variance [2, C] of its batch.
+        The norm of every unit of a chain, or None where it did not normalise by its batch.
+    moments
+        Every unit's mean, variance and unbiased variance [3, C].
     """
-    for norm, (mean, var) in zip(norms, stats, strict=True):
-        if not norm.training or not norm.track_running_stats or norm.running_mean is None:
+    tracked: list[Tensor] = []
+    moved: dict[float, tuple[list[Tensor], list[Tensor]]] = {}
+    for norm, (mean, _, var) in zip(norms, moments, strict=True):
+        if norm is None or not norm.training or not norm.track_running_stats or norm.running_mean is None:
             continue
-        weight = norm.momentum
+        running, new = moved.setdefault(0.0 if norm.momentum is None else norm.momentum, ([], []))
         if norm.num_batches_tracked is not None:
-            norm.num_batches_tracked.add_(1)
-            if weight is None:  # a cumulative average, counted on the device
-                weight = norm.num_batches_tracked.to(mean.dtype).reciprocal()
-        _lerp(norm.running_mean, mean, 0.0 if weight is None else weight)
-        _lerp(norm.running_var, var, 0.0 if weight is None else weight)
-
-
-def _lerp(running: Tensor, new: Tensor, weight: float | Tensor) -> None:
-    if running.dtype == new.dtype:
-        running.lerp_(new, weight)
-    else:
-        running.copy_(running.to(new.dtype).lerp(new, weight))
+            tracked.append(norm.num_batches_tracked)
+            if norm.momentum is None:  # a cumulative average, counted on the device
+                weight = (norm.num_batches_tracked + 1).to(mean.dtype).reciprocal()
+                mean = norm.running_mean.to(mean.dtype).lerp(mean, weight)
+                var = norm.running_var.to(var.dtype).lerp(var, weight)
+                running, new = moved.setdefault(1.0, ([], []))
+        running += [norm.running_mean, norm.running_var]
+        new += [mean, var]
+    if tracked:
+        torch._foreach_add_(tracked, 1)
+    for momentum, (running, new) in moved.items():
+        torch._foreach_lerp_(running, [n.to(r.dtype) for n, r in zip(new, running, strict=True)], momentum)

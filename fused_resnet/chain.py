@@ -59,29 +59,29 @@ def forward(
     -------
     output
         [N, C', H', W'].
+    moments
+        Every unit's mean, variance and unbiased variance [3, C].
     saved
-        What backward needs: for every unit ``y``, moments, affine, the weight where it was cast; last the pool's index.
-    stats
-        For every unit that normalises by its batch the mean and *unbiased* variance [2, C], which the running
-        statistics move towards.
+        What else backward needs: for every unit ``y``, affine, the weight where it was cast; last the pool's index.
     """
     by_unit = split_parameters(chain, parameters)
     weights = _cast_weights(by_unit, x.dtype)
     running_stats = iter(running)
     saved: list[Tensor] = []
-    stats: list[Tensor] = []
+    moments: list[Tensor] = []
 
     def conv_norm(unit: Unit, p: Parameters, weight: Tensor | None, z: Tensor) -> tuple[Tensor, Tensor]:
         y = _dense(z) if unit.conv is None else _conv(unit.conv, z, weight, p.conv_bias)
         if unit.batch_stats:
             _check_batch(y)
-            moments = k.batch_norm_stats(y)
-            stats.append(_unbiased(moments, y.numel() // y.shape[1]))
+            unit_moments = k.batch_norm_stats(y)
         else:
             dtype = torch.float64 if y.dtype is torch.float64 else torch.float32
-            moments = torch.stack((next(running_stats).to(dtype), next(running_stats).to(dtype)))
-        affine = k.batch_norm_affine(moments, p.weight, p.bias, unit.eps)
-        saved.extend([moments, affine] if unit.conv is None else [y, moments, affine])
+            mean, var = next(running_stats).to(dtype), next(running_stats).to(dtype)
+            unit_moments = torch.stack((mean, var, var))
+        affine = k.batch_norm_affine(unit_moments, p.weight, p.bias, unit.eps)
+        moments.append(unit_moments)
+        saved.extend([affine] if unit.conv is None else [y, affine])
         if weight is not None and weight is not p.conv_weight:
             saved.append(weight)
         return y, affine
@@ -97,14 +97,14 @@ def forward(
     if chain.pool is not None:
         output, index = k.batch_norm_act_pool(y, affine, unit.relu, *map(list, chain.pool))
         saved.append(index)
-        return output, saved, stats
+        return output, moments, saved
     if chain.shortcut is None:
-        return k.batch_norm_act(y, affine, None, None, unit.relu), saved, stats
+        return k.batch_norm_act(y, affine, None, None, unit.relu), moments, saved
     residual, residual_affine = x if shortcut is None else shortcut, None
     if isinstance(chain.shortcut, Unit):
         residual, residual_affine = conv_norm(chain.shortcut, by_unit[-1], weights[-1], residual)
     output = k.batch_norm_act(y, affine, _residual_like(residual, y), residual_affine, unit.relu)
-    return output, saved, stats
+    return output, moments, saved
 
 
 def backward(
@@ -114,6 +114,7 @@ def backward(
     shortcut: Tensor | None,
     output: Tensor | None,
     parameters: Sequence[Tensor],
+    moments: Sequence[Tensor],
     saved: Sequence[Tensor],
     needs_grad: Sequence[bool],
     k: SimpleNamespace,
@@ -122,7 +123,7 @@ def backward(
 
     ``output`` is the chain's output where :attr:`Chain.masks_by_output`; the rest is as in :func:`forward`.
     """
-    return _Backward(chain, x, shortcut, parameters, saved, needs_grad, k).run(grad, output)
+    return _Backward(chain, x, shortcut, parameters, moments, saved, needs_grad, k).run(grad, output)
 
 
 class _Backward:
@@ -134,6 +135,7 @@ class _Backward:
         x: Tensor,
         shortcut: Tensor | None,
         parameters: Sequence[Tensor],
+        moments: Sequence[Tensor],
         saved: Sequence[Tensor],
         needs_grad: Sequence[bool],
         k: SimpleNamespace,
@@ -145,6 +147,7 @@ class _Backward:
         self.wanted = split_parameters(chain, wants)
         self.wants_input = wants_input(chain, needs_grad, shortcut)
         self.parameters = split_parameters(chain, parameters)
+        self.moments = moments
         self.saved = split_saved(chain, x, self.parameters, saved)
         self.index = saved[-1] if chain.pool is not None else None
         self.gradients = [Parameters(None, None, None, None)] * len(self.parameters)
@@ -178,7 +181,9 @@ class _Backward:
         wants_source = self.wants_shortcut if self.separate else self.wants_x
         wants_masked = self.chain.shortcut is not None and wants_source
         dy, masked = self.branches([last], grad, z, wants_masked)
-        return dy, masked.sum_to_size(self.source.shape) if wants_masked and masked is not None else None
+        if masked is not None and masked.shape != self.source.shape:
+            masked = masked.sum_to_size(self.source.shape)
+        return dy, masked
 
     def norm(self, i: int, dz: Tensor) -> Tensor | None:
         """Return ``dy`` of a unit inside the chain."""
@@ -193,7 +198,6 @@ class _Backward:
         """
         first, relu = units[0], self.chain.units[units[0]].relu
         y, affine = self.y(first), self.saved[first].affine
-        moments: list[Tensor | None] = [self.saved[i].moments for i in units]
         side = _dense_like(self.y(units[1]), y) if len(units) == 2 else None
         grad = _dense_like(grad, y)
         wants_dy = any(map(self.wants_dy, units))
@@ -204,9 +208,9 @@ class _Backward:
             wants_dy and any(self.chain.all_units[i].batch_stats for i in units)
         ):
             write_masked = wants_masked and masked is None
-            side_moments = moments[1] if side is not None else None
+            side_moments = None if side is None else self.moments[units[1]]
             sums, written = self.k.batch_norm_act_reduce(
-                grad, y, moments[0], affine, z, side, side_moments, relu, write_masked
+                grad, y, self.moments[first], affine, z, side, side_moments, relu, write_masked
             )
             if write_masked:  # the mask is applied: the second pass reads one tensor less
                 grad, masked, z, relu = written, written, None, False
@@ -225,9 +229,9 @@ class _Backward:
         coefficients = []
         for n, i in enumerate(units):
             unit, parameters, wanted, moments = (
-                self.chain.all_units[i], self.parameters[i], self.wanted[i], self.saved[i].moments,
+                self.chain.all_units[i], self.parameters[i], self.wanted[i], self.moments[i],
             )  # fmt: skip
-            own = torch.zeros_like(moments) if sums is None else sums[2 * n : 2 * n + 2]
+            own = moments.new_zeros(2, moments.shape[1]) if sums is None else sums[2 * n : 2 * n + 2]
             (grad_weight, grad_bias), own_coefficients = self.k.batch_norm_coefficients(
                 own, moments, parameters.weight, unit.eps, count, unit.batch_stats
             )
@@ -293,11 +297,6 @@ def _conv(conv: Conv, z: Tensor, weight: Any, bias: Tensor | None) -> Tensor:
     return torch.conv2d(z, weight, bias, conv.stride, conv.padding, conv.dilation, conv.groups)
 
 
-def _unbiased(moments: Tensor, count: int) -> Tensor:
-    mean, var = moments
-    return torch.stack((mean, var * (count / (count - 1))))
-
-
 def _check_batch(y: Tensor) -> None:
     if y.numel() == y.shape[1]:
         raise ValueError(
@@ -307,6 +306,8 @@ def _check_batch(y: Tensor) -> None:
 
 
 def _residual_like(residual: Tensor, y: Tensor) -> Tensor:
+    if residual.dtype == y.dtype and residual.shape == y.shape:
+        return _dense_like(residual, y)
     if residual.dtype != y.dtype or torch.broadcast_shapes(residual.shape, y.shape) != y.shape:
         raise ValueError(
             f"residual must have the dtype and shape of what it is added to, {y.dtype} {tuple(y.shape)}, "

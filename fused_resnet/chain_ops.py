@@ -49,19 +49,19 @@ def run_chain(
 
     Returns
     -------
-    The output [N, C', H', W'] and the stats of :func:`fused_resnet.chain.forward`, which have no gradient.
+    The output [N, C', H', W'] and every unit's moments [3, C], which have no gradient.
     """
     if torch.compiler.is_compiling() or type(x) is not Tensor:
-        output, _, stats = torch.ops.fused_resnet.chain_forward(x, shortcut, parameters, running, repr(signature))
-        return output, stats
+        output, moments, _ = torch.ops.fused_resnet.chain_forward(x, shortcut, parameters, running, repr(signature))
+        return output, moments
     chain = make_chain(signature)
     if torch.is_grad_enabled():
-        output, *stats = _ChainFunction.apply(  # type: ignore[no-untyped-call]
+        output, *moments = _ChainFunction.apply(  # type: ignore[no-untyped-call]
             chain, len(parameters), x, shortcut, *parameters, *running
         )
     else:
-        output, _, stats = _forward(chain, x, shortcut, parameters, running)
-    return output, stats
+        output, moments, _ = _forward(chain, x, shortcut, parameters, running)
+    return output, moments
 
 
 def _forward(chain, x, shortcut, parameters, running) -> tuple[Tensor, list[Tensor], list[Tensor]]:
@@ -70,10 +70,10 @@ def _forward(chain, x, shortcut, parameters, running) -> tuple[Tensor, list[Tens
         return forward(chain, x, shortcut, parameters, running, k)
 
 
-def _backward(chain, grad, x, shortcut, output, parameters, saved, needs_grad) -> list[Tensor | None]:
+def _backward(chain, grad, x, shortcut, output, parameters, moments, saved, needs_grad) -> list[Tensor | None]:
     k = ops.kernels(chain.engine, x.device.type, x.dtype)
     with _without_autocast(x):
-        return backward(chain, grad, x, shortcut, output, parameters, saved, needs_grad, k)
+        return backward(chain, grad, x, shortcut, output, parameters, moments, saved, needs_grad, k)
 
 
 def _without_autocast(x: Tensor) -> contextlib.AbstractContextManager[Any]:
@@ -86,12 +86,13 @@ class _ChainFunction(torch.autograd.Function):
     @staticmethod
     def forward(ctx, chain: Chain, n_parameters: int, x: Tensor, shortcut: Tensor | None, *tensors: Tensor):
         parameters, running = tensors[:n_parameters], tensors[n_parameters:]
-        output, saved, stats = _forward(chain, x, shortcut, parameters, running)
+        output, moments, saved = _forward(chain, x, shortcut, parameters, running)
         ctx.chain, ctx.n_parameters, ctx.n_running = chain, n_parameters, len(running)
         ctx.set_materialize_grads(False)
-        ctx.mark_non_differentiable(*stats)
-        ctx.save_for_backward(x, shortcut, output if chain.masks_by_output else None, *parameters, *saved)
-        return output, *stats
+        ctx.mark_non_differentiable(*moments)
+        masking = output if chain.masks_by_output else None
+        ctx.save_for_backward(x, shortcut, masking, *parameters, *moments, *saved)
+        return output, *moments
 
     @staticmethod
     def backward(ctx, grad, *_):
@@ -105,8 +106,14 @@ class _ChainFunction(torch.autograd.Function):
 
 
 def _run_backward(chain, n_parameters, needs_grad, grad, x, shortcut, output, *tensors) -> tuple[Tensor | None, ...]:
-    parameters, saved = tensors[:n_parameters], tensors[n_parameters:]
-    return tuple(_backward(chain, grad, x, shortcut, output, parameters, saved, needs_grad))
+    parameters, moments, saved = _split(chain, n_parameters, tensors)
+    return tuple(_backward(chain, grad, x, shortcut, output, parameters, moments, saved, needs_grad))
+
+
+def _split(chain: Chain, n_parameters: int, tensors: Sequence[Tensor]) -> tuple[Sequence[Tensor], ...]:
+    """Split what a node kept, behind its inputs and its output, into parameters, moments and saved."""
+    n_moments = n_parameters + len(chain.all_units)
+    return tensors[:n_parameters], tensors[n_parameters:n_moments], tensors[n_moments:]
 
 
 class _ChainBackward(torch.autograd.Function):
@@ -123,11 +130,11 @@ class _ChainBackward(torch.autograd.Function):
 
 library.define(
     "chain_forward(Tensor x, Tensor? shortcut, Tensor[] parameters, Tensor[] running, str chain)"
-    " -> (Tensor output, Tensor[] saved, Tensor[] stats)"
+    " -> (Tensor output, Tensor[] moments, Tensor[] saved)"
 )
 library.define(
-    "chain_backward(Tensor grad, Tensor x, Tensor? shortcut, Tensor? output, Tensor[] parameters, Tensor[] saved,"
-    " bool[] needs_grad, str chain) -> Tensor[]"
+    "chain_backward(Tensor grad, Tensor x, Tensor? shortcut, Tensor? output, Tensor[] parameters, Tensor[] moments,"
+    " Tensor[] saved, bool[] needs_grad, str chain) -> Tensor[]"
 )
 
 
@@ -139,25 +146,26 @@ def _chain_forward_fake(x, shortcut, parameters, running, chain: str):
     return forward(parse_chain(chain), x, shortcut, parameters, running, ops.dispatched())
 
 
-def _chain_backward(grad, x, shortcut, output, parameters, saved, needs_grad, chain: str):
-    gradients = _backward(parse_chain(chain), grad, x, shortcut, output, parameters, saved, needs_grad)
+def _chain_backward(grad, x, shortcut, output, parameters, moments, saved, needs_grad, chain: str):
+    gradients = _backward(parse_chain(chain), grad, x, shortcut, output, parameters, moments, saved, needs_grad)
     # an add without a ReLU hands its gradient on; an operation's result must be a tensor of its own
     return [g.clone() if g is grad else g for g in gradients if g is not None]
 
 
-def _chain_backward_fake(grad, x, shortcut, output, parameters, saved, needs_grad, chain: str):
+def _chain_backward_fake(grad, x, shortcut, output, parameters, moments, saved, needs_grad, chain: str):
     k = ops.dispatched()
-    gradients = backward(parse_chain(chain), grad, x, shortcut, output, parameters, saved, needs_grad, k)
+    gradients = backward(parse_chain(chain), grad, x, shortcut, output, parameters, moments, saved, needs_grad, k)
     return [gradient for gradient in gradients if gradient is not None]
 
 
 def _setup_context(ctx, inputs, output):
     x, shortcut, parameters, running, ctx.chain = inputs
-    z, saved, stats = output
+    z, moments, saved = output
     ctx.n_parameters, ctx.n_running = len(parameters), len(running)
     ctx.set_materialize_grads(False)
-    ctx.mark_non_differentiable(*saved, *stats)
-    ctx.save_for_backward(x, shortcut, z if parse_chain(ctx.chain).masks_by_output else None, *parameters, *saved)
+    ctx.mark_non_differentiable(*moments, *saved)
+    masking = z if parse_chain(ctx.chain).masks_by_output else None
+    ctx.save_for_backward(x, shortcut, masking, *parameters, *moments, *saved)
 
 
 def _chain_autograd(ctx, grad, *_):
@@ -165,12 +173,10 @@ def _chain_autograd(ctx, grad, *_):
     if grad is None:
         return None, None, [None] * ctx.n_parameters, none, None
     x, shortcut, output, *tensors = ctx.saved_tensors
-    parameters, saved = tensors[: ctx.n_parameters], tensors[ctx.n_parameters :]
+    kept = _split(parse_chain(ctx.chain), ctx.n_parameters, tensors)
     needs_x, needs_shortcut, needs_parameters, *_ = ctx.needs_input_grad
     needs_grad = [needs_x, needs_shortcut, *needs_parameters]
-    computed = iter(
-        torch.ops.fused_resnet.chain_backward(grad, x, shortcut, output, parameters, saved, needs_grad, ctx.chain)
-    )
+    computed = iter(torch.ops.fused_resnet.chain_backward(grad, x, shortcut, output, *kept, needs_grad, ctx.chain))
     dx, d_shortcut, *gradients = [next(computed) if needed else None for needed in needs_grad]
     return dx, d_shortcut, gradients, none, None
 
@@ -191,11 +197,11 @@ torch.library.register_autograd("fused_resnet::chain_backward", _refuse, lib=lib
 
 @register_flop_formula(torch.ops.fused_resnet.chain_forward, get_raw=True)
 def _chain_forward_flop(x, shortcut, parameters, running, chain: str, *, out_val, **_) -> int:
-    return sum(_conv_flops(parse_chain(chain), x, parameters, out_val[1]))
+    return sum(_conv_flops(parse_chain(chain), x, parameters, out_val[2]))
 
 
 @register_flop_formula(torch.ops.fused_resnet.chain_backward, get_raw=True)
-def _chain_backward_flop(grad, x, shortcut, output, parameters, saved, needs_grad, chain: str, **_) -> int:
+def _chain_backward_flop(grad, x, shortcut, output, parameters, moments, saved, needs_grad, chain: str, **_) -> int:
     parsed = parse_chain(chain)
     wanted = split_parameters(parsed, needs_grad[2:])
     passes = [

@@ -7,6 +7,7 @@ and a traced program can print it into its graph.
 import ast
 import functools
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -45,7 +46,8 @@ class Pool(NamedTuple):
     padding: Pair
 
 
-class Chain(NamedTuple):
+@dataclass(frozen=True)
+class Chain:
     """What a chain computes.
 
     Attributes
@@ -65,12 +67,20 @@ class Chain(NamedTuple):
     pool: Pool | None
     engine: str
 
-    @property
+    @functools.cached_property
     def all_units(self) -> tuple[Unit, ...]:
         """The main path, and the projection behind it."""
         return (*self.units, self.shortcut) if isinstance(self.shortcut, Unit) else self.units
 
-    @property
+    @functools.cached_property
+    def present(self) -> tuple[tuple[bool, bool, bool, bool], ...]:
+        """Which of its :class:`Parameters` every unit has."""
+        return tuple(
+            (unit.conv is not None, unit.conv is not None and unit.conv.bias, unit.weight, unit.bias)
+            for unit in self.all_units
+        )
+
+    @functools.cached_property
     def masks_by_output(self) -> bool:
         """Whether backward takes the last ReLU's mask from the chain's output: behind an add ``y`` alone can't say."""
         return self.shortcut is not None and self.units[-1].relu
@@ -109,7 +119,6 @@ class Saved(NamedTuple):
     """What a unit keeps for backward; ``y`` is None where the unit has no conv, ``weight`` unless it was cast."""
 
     y: Tensor | None
-    moments: Tensor
     affine: Tensor
     conv_weight: Tensor | None
 
@@ -117,15 +126,7 @@ class Saved(NamedTuple):
 def split_parameters(chain: Chain, flat: Iterable[Any]) -> list[Parameters]:
     """Group a flat list, one item for each parameter that the units have, by unit."""
     items = iter(flat)
-    return [
-        Parameters(
-            *(
-                next(items) if present else None
-                for present in (unit.conv is not None, unit.conv and unit.conv.bias, unit.weight, unit.bias)
-            )
-        )
-        for unit in chain.all_units
-    ]
+    return [Parameters(*[next(items) if present else None for present in unit]) for unit in chain.present]
 
 
 def split_saved(chain: Chain, x: Tensor, parameters: list[Parameters], flat: Iterable[Tensor]) -> list[Saved]:
@@ -134,7 +135,6 @@ def split_saved(chain: Chain, x: Tensor, parameters: list[Parameters], flat: Ite
     return [
         Saved(
             next(items) if unit.conv else None,
-            next(items),
             next(items),
             next(items) if unit.conv and p.conv_weight.dtype != x.dtype else None,
         )

@@ -98,11 +98,11 @@ def batch_norm_act(
     shortcut = None if residual is None else IDENTITY if residual_norm is None else unit(residual_norm, False)
     parameters = [p for norm in norms for p in norm[2:] if p is not None]
     running = [] if training else [p for norm in norms for p in norm[:2] if p is not None]
-    z, stats = run_chain(((main,), shortcut, None, engine), x, residual, parameters, running)
-    for (mean, var, *_), new in zip(norms, stats, strict=False):
-        if mean is not None and var is not None:
+    z, moments = run_chain(((main,), shortcut, None, engine), x, residual, parameters, running)
+    for (mean, var, *_), new in zip(norms, moments, strict=True):
+        if training and mean is not None and var is not None:
             mean.lerp_(new[0].to(mean.dtype), momentum)
-            var.lerp_(new[1].to(var.dtype), momentum)
+            var.lerp_(new[2].to(var.dtype), momentum)
     return z
 
 

@@ -68,7 +68,9 @@ def assert_as_accurate_as_stock(
     fused, stock, exact = ([runs] if isinstance(runs, Mapping) else runs for runs in (fused, stock, exact))
     names = list(stock[0])
     assert all(list(run) == names for run in (*fused, *stock, *exact))
-    reasons = {name: why_inaccurate_together(*([run[name] for run in r] for r in (fused, stock, exact))) for name in names}
+    reasons = {
+        name: why_inaccurate_together(*([run[name] for run in r] for r in (fused, stock, exact))) for name in names
+    }
     broken = [f"{name}: {reason}" for name, reason in reasons.items() if reason is not None]
     assert not broken, f"{len(broken)} of {len(reasons)} results are less accurate than stock:\n" + "\n".join(broken)
 
@@ -131,4 +133,3 @@ def assert_fused_is_as_accurate_as_stock(
         ours.append(record(fused, x, autocast=autocast, call=call))
     assert_as_accurate_as_stock(ours, stock, exact)
     return fused
-

@@ -358,7 +358,9 @@ def test_no_normalised_activation_is_kept(name):
     x = images(model)
     z = model(x)
     raw = []
-    hooks = [m.register_forward_hook(lambda m, args, out: raw.append(out)) for m in model.modules() if type(m) is nn.Conv2d]
+    hooks = [
+        m.register_forward_hook(lambda m, args, out: raw.append(out)) for m in model.modules() if type(m) is nn.Conv2d
+    ]
     model(x)  # by hooks it runs stock, on other statistics but the same batch
     for hook in hooks:
         hook.remove()

@@ -43,9 +43,7 @@ def test_every_operation_that_a_chain_calls_passes_opcheck(name, training, dtype
     called = {str(func) for func, _, _ in recorder.calls}
     assert {"fused_resnet.chain_forward.default", "fused_resnet.chain_backward.default"} <= called
     for func, args, kwargs in recorder.calls:
-        torch.library.opcheck(
-            func, tuple(map(detached, args)), kwargs, test_utils=("test_schema", "test_faketensor")
-        )
+        torch.library.opcheck(func, tuple(map(detached, args)), kwargs, test_utils=("test_schema", "test_faketensor"))
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -45,7 +45,7 @@ def test_the_reference_serves_everything(device):
 
 
 def test_an_engine_by_name_that_cannot_serve_says_why_and_what_to_do():
-    with pytest.raises(engines.EngineError, match="engine='cpu' cannot serve: .*not torch.float16; use engine='auto'"):
+    with pytest.raises(engines.EngineError, match=r"engine='cpu' cannot serve: .*not torch.float16; use engine='auto'"):
         engines.choose("cpu", "cpu", torch.float16)
     with pytest.raises(engines.EngineError, match="run on the CPU, the activations are on 'cuda'"):
         engines.choose("cpu", "cuda", torch.float32)

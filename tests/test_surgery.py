@@ -771,7 +771,8 @@ def test_function_transforms_go_through_stock():
     for transform in (torch.func.grad, torch.func.jacrev):
         torch.testing.assert_close(transform(loss(fused))(x), transform(loss(stock))(x))
     torch.testing.assert_close(
-        torch.func.jvp(loss(fused), (x,), (torch.ones_like(x),)), torch.func.jvp(loss(stock), (x,), (torch.ones_like(x),))
+        torch.func.jvp(loss(fused), (x,), (torch.ones_like(x),)),
+        torch.func.jvp(loss(stock), (x,), (torch.ones_like(x),)),
     )
     batched = torch.stack([x, 2 * x])
     torch.testing.assert_close(torch.func.vmap(fused)(batched), torch.func.vmap(stock)(batched))
@@ -928,7 +929,7 @@ def test_an_unknown_option_is_refused_and_changes_nothing(options, message):
 
 def test_an_engine_that_cannot_serve_the_model_is_refused_and_changes_nothing():
     model = make(Basic).half()
-    with pytest.raises(fused_resnet.surgery.engines.EngineError, match="engine='cpu' cannot serve: .*float16"):
+    with pytest.raises(fused_resnet.surgery.engines.EngineError, match=r"engine='cpu' cannot serve: .*float16"):
         fused_resnet.fuse(model, engine="cpu")
     assert type(model) is Basic
 

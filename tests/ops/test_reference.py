@@ -1,5 +1,7 @@
 """The definitions in plain torch, against the mathematics and against stock autograd."""
 
+import itertools
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -26,10 +28,11 @@ def bias():
     return torch.randn(4, dtype=torch.float64)
 
 
-def test_stats_are_the_mean_and_the_biased_variance(x):
-    mean, var = bna.batch_norm_stats(x)
+def test_stats_are_the_mean_and_both_variances(x):
+    mean, biased, unbiased = bna.batch_norm_stats(x)
     torch.testing.assert_close(mean, x.mean((0, 2, 3)))
-    torch.testing.assert_close(var, x.var((0, 2, 3), correction=0))
+    torch.testing.assert_close(biased, x.var((0, 2, 3), correction=0))
+    torch.testing.assert_close(unbiased, x.var((0, 2, 3), correction=1))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -54,7 +57,7 @@ def test_affine_and_act_are_batch_norm_and_relu(x, weight, bias):
 def test_the_two_backward_passes_are_autograds_gradients(x, weight, bias, relu, batch_stats):
     moments = bna.batch_norm_stats(x)
     leaves = [t.clone().requires_grad_() for t in (x, weight, bias)]
-    mean, var = (None, None) if batch_stats else moments
+    mean, var = (None, None) if batch_stats else moments[:2]
     z = F.batch_norm(leaves[0], mean, var, *leaves[1:], batch_stats, 0.0, EPS)
     z = z.relu() if relu else z
     grad = torch.randn_like(z)
@@ -128,18 +131,21 @@ def test_fakes_have_the_references_shapes_dtypes_and_strides(x, layout, dtype):
     affine = bna.batch_norm_affine(moments, None, None, EPS)
     grad = torch.ones_like(x)
     sums, _ = bna.batch_norm_act_reduce(grad, x, moments, affine, None, None, None, True, False)
-    coefficients = bna.batch_norm_coefficients(sums, moments, None, EPS, 90, True)[1]
+    coefficients, frozen = (
+        bna.batch_norm_coefficients(sums, moments, None, EPS, 90, stats)[1] for stats in (True, False)
+    )
     z, index = pool.batch_norm_act_pool(x, affine, True, *POOLS[0])
     calls = {
         "batch_norm_stats": [(x,)],
         "batch_norm_affine": [(moments, None, None, EPS), (moments, affine[0], affine[1], EPS)],
         "batch_norm_act": [(x, affine, None, None, True), (x, affine, x, None, False), (x, affine, x, affine, True)],
         "batch_norm_act_reduce": [
-            (grad, x, moments, affine, None, None, None, relu, masked) for relu in (True, False) for masked in (True, False)
+            (grad, x, moments, affine, None, None, None, *flags) for flags in itertools.product((True, False), repeat=2)
         ] + [(grad, x, moments, affine, x, x.clone(), moments, True, False)],
         "batch_norm_coefficients": [(sums, moments, None, EPS, 90, stats) for stats in (True, False)],
         "batch_norm_act_backward": [
-            (grad, x, affine, coefficients, None, None, None, relu, masked) for relu in (True, False) for masked in (True, False)
+            (grad, x, affine, c, None, None, None, *flags)
+            for c in (coefficients, frozen) for flags in itertools.product((True, False), repeat=2)
         ] + [(grad, x, affine, coefficients, x, x.clone(), coefficients, True, False)],
         "batch_norm_act_pool": [(x, affine, True, *POOLS[0])],
         "max_pool_backward": [(torch.ones_like(z), index, list(x.shape[2:]), *POOLS[0])],

@@ -10,11 +10,11 @@ __all__ = ["OPERATIONS", "reference"]
 
 
 def _fake_stats(x: Tensor) -> Tensor:
-    return x.new_empty(2, x.shape[1], dtype=accumulation_dtype(x.dtype))
+    return x.new_empty(3, x.shape[1], dtype=accumulation_dtype(x.dtype))
 
 
 def _fake_affine(moments: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
-    return torch.empty_like(moments)
+    return moments.new_empty(2, moments.shape[1])
 
 
 def _fake_act(x: Tensor, affine: Tensor, residual: Tensor | None, residual_affine: Tensor | None, relu: bool) -> Tensor:
@@ -39,7 +39,7 @@ def _fake_reduce(
 def _fake_coefficients(
     sums: Tensor, moments: Tensor, weight: Tensor | None, eps: float, count: int, batch_stats: bool
 ) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(moments), moments.new_empty(4 if batch_stats else 1, moments.shape[1])
+    return moments.new_empty(2, moments.shape[1]), moments.new_empty(4 if batch_stats else 1, moments.shape[1])
 
 
 def _fake_backward(

@@ -6,7 +6,7 @@ Per-channel tensors are float32 (float64 for float64 activations), contiguous, a
 =================  ======  ============================================================
 name               shape   rows
 =================  ======  ============================================================
-``moments``        [2, C]  mean, biased variance
+``moments``        [3, C]  mean, biased variance, unbiased variance (for the running one)
 ``affine``         [2, C]  scale ``a``, shift ``b``; the normalised output is ``a·x + b``
 ``sums``           [2, C]  ΣG, ΣG·(x − mean); four rows where there are two branches
 ``gradients``      [2, C]  dγ, dβ
@@ -24,9 +24,10 @@ from fused_resnet.ops.library import accumulation_dtype
 
 
 def batch_norm_stats(x: Tensor) -> Tensor:
-    """Compute ``mean = Σx/m``, ``var = Σ(x − mean)²/m`` of every channel, ``m = N·H·W``; returns moments [2, C]."""
+    """Compute ``mean = Σx/m``, ``var = Σ(x − mean)²/m`` of every channel, ``m = N·H·W``; returns moments [3, C]."""
     var, mean = torch.var_mean(x.to(accumulation_dtype(x.dtype)), dim=(0, 2, 3), correction=0)
-    return torch.stack((mean, var))
+    count = x.numel() // x.shape[1]
+    return torch.stack((mean, var, var * (count / max(count - 1, 1))))
 
 
 def batch_norm_affine(moments: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
@@ -34,7 +35,7 @@ def batch_norm_affine(moments: Tensor, weight: Tensor | None, bias: Tensor | Non
 
     ``b`` is made from the rounded ``a``, so that the two errors cancel where ``|mean| ≫ std``.
     """
-    mean, var = moments.double()
+    mean, var, _ = moments.double()
     scale = (var + eps).rsqrt()
     if weight is not None:
         scale = scale * weight.double()
@@ -89,7 +90,7 @@ def batch_norm_coefficients(
     ``dβ = ΣG``, ``dγ = rstd·ΣG·(x − mean)``, ``c1 = −a·rstd·dγ/m``, ``c0 = −a·dβ/m``, with ``m = count``.
     Where the statistics are not the batch's own (``batch_stats`` false) there is only ``a``.
     """
-    mean, var = moments.double()
+    mean, var, _ = moments.double()
     sum_grad, sum_centred = sums.double()
     rstd = (var + eps).rsqrt()
     scale = rstd if weight is None else rstd * weight.double()
