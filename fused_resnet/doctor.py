@@ -1,18 +1,14 @@
 """Report what this installation can do on this machine, and what is missing and why."""
 
 import argparse
-import importlib.metadata
 import json
-import platform
 import sys
 from typing import Any
 
 import torch
 
-import fused_resnet
 from fused_resnet import engines, ops
-
-PACKAGES = ("torch", "triton", "torchvision", "timm", "numpy")
+from fused_resnet.environment import environment
 
 
 def examine() -> dict[str, Any]:
@@ -20,17 +16,11 @@ def examine() -> dict[str, Any]:
     checked = ops.self_check()
     devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
     return {
-        "fused_resnet": fused_resnet.__version__,
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "packages": {name: _version(name) for name in PACKAGES},
-        "cpu": {"capability": torch.backends.cpu.get_cpu_capability(), "threads": torch.get_num_threads()},
-        "cuda": [
-            {
-                "name": torch.cuda.get_device_name(i),
-                "capability": ".".join(map(str, torch.cuda.get_device_capability(i))),
-            }
+        **environment(torch.device(devices[-1])),
+        "gpus": [
+            f"{torch.cuda.get_device_name(i)}, sm_{major}{minor}"
             for i in range(torch.cuda.device_count())
+            for major, minor in [torch.cuda.get_device_capability(i)]
         ],
         "engines": {
             f"{name} on {device}": engines.why_not(name, device) or "serves"
@@ -41,13 +31,6 @@ def examine() -> dict[str, Any]:
         "self-check": {name: wrong or "passed" for name, wrong in checked.items()},
         "native build": {**engines.build_record(), **_instruction_sets()},
     }
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def _instruction_sets() -> dict[str, Any]:
@@ -85,10 +68,10 @@ def run_doctor(options: argparse.Namespace) -> int:
 
 def _print(title: str, value: Any, indent: int) -> None:
     label = f"{' ' * indent}{title}"
-    if isinstance(value, dict):
+    if isinstance(value, dict) and value:
         print(label)
         for name, inner in value.items():
             _print(name, inner, indent + 2)
     else:
-        shown = ", ".join(map(str, value)) if isinstance(value, list) else "not installed" if value is None else value
+        shown = ", ".join(map(str, value)) if isinstance(value, list) else value
         print(f"{label:<24}{shown or 'none'}")

@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING
 import torch
 
 from fused_resnet import engines, models
+from fused_resnet.atomic import replacing
 from fused_resnet.bench import report
 from fused_resnet.bench.harness import Row
 from fused_resnet.bench.peers import DTYPES
 from fused_resnet.bench.plot import draw
-from fused_resnet.bench.record import environment, make_record, write_record
+from fused_resnet.bench.record import make_record, write_record
 from fused_resnet.bench.suites import SUITES, Settings
-from fused_resnet.training.files import replacing
+from fused_resnet.environment import environment
 
 if TYPE_CHECKING:
     Subcommands = argparse._SubParsersAction[argparse.ArgumentParser]

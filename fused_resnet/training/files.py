@@ -4,14 +4,14 @@ import csv
 import dataclasses
 import io
 import json
-import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
+
+from fused_resnet.atomic import replacing
 
 # every checkpoint says under this key which version of the format it has
 FORMAT_KEY = "fused_resnet_checkpoint"
@@ -104,17 +104,3 @@ class RunFolder:
                 f"{self.checkpoint} has format {state[FORMAT_KEY]}; this version of fused_resnet reads {FORMAT}"
             )
         return state
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
-    """Open a file that takes the place of `path` when it is complete: a reader finds the old or the new, never a part.
-
-    A killed process may leave ``<name>.tmp`` behind; the next write takes its name over.
-    """
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("wb") as file:
-        yield file
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)

@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-import platform
 import sys
 import time
 from collections.abc import Iterator
@@ -13,12 +12,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fused_resnet import __version__, engines, models
+from fused_resnet import engines, models
+from fused_resnet.atomic import replacing
+from fused_resnet.environment import environment
 from fused_resnet.surgery import fuse
 from fused_resnet.training import data
 from fused_resnet.training.curves import draw_curves
 from fused_resnet.training.extras import require_extras
-from fused_resnet.training.files import CheckpointError, EpochMetrics, RunFolder, replacing
+from fused_resnet.training.files import CheckpointError, EpochMetrics, RunFolder
 from fused_resnet.training.recipe import Recipe, require
 
 
@@ -107,7 +108,12 @@ class Trainer:
         trainer = cls(recipe, folder)
         try:
             path.mkdir(parents=True, exist_ok=True)
-            folder.write_config({"recipe": dataclasses.asdict(recipe), "environment": trainer.environment()})
+            folder.write_config(
+                {
+                    "recipe": dataclasses.asdict(recipe),
+                    "environment": {**environment(trainer.device), "engine": trainer.engine},
+                }
+            )
             folder.write_checkpoint(trainer.state_dict())
         except OSError as error:
             raise OSError(f"cannot write the run folder {path}: {error.strerror}; choose another with --out") from error
@@ -157,17 +163,6 @@ class Trainer:
         torch.set_rng_state(state["cpu_rng"])
         if self.device.type == "cuda" and state["cuda_rng"] is not None:
             torch.cuda.set_rng_state(state["cuda_rng"], self.device)
-
-    def environment(self) -> dict[str, Any]:
-        """Return where the run is made."""
-        return {
-            "fused_resnet": __version__,
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "device": torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else platform.machine(),
-            "threads": torch.get_num_threads(),
-            "engine": self.engine,
-        }
 
     def run(self) -> None:
         """Train for the epochs that are left; after each, the checkpoint and the metrics are written.
