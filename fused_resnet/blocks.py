@@ -18,6 +18,7 @@ from torch.autograd import forward_ad
 from torch.nn.modules.module import _has_any_global_hook
 
 from fused_resnet.chain_ops import run_chain
+from fused_resnet.chain_spec import IDENTITY
 
 Path = tuple[str, ...]
 Signature = tuple[Any, ...]
@@ -101,6 +102,12 @@ class PreparedChain(NamedTuple):
     running: list[Tensor]
     norms: list[Any]  # of every unit; None where it does not normalise by its batch
 
+    @property
+    def reads_input_itself(self) -> bool:
+        """Whether something else than a convolution reads the chain's input: its first norm, or its add."""
+        units, shortcut, _, _ = self.signature
+        return units[0][0] is None or shortcut == IDENTITY
+
 
 class PreparedChains:
     """The chains of one call, as the generated forward sees them."""
@@ -114,10 +121,22 @@ class PreparedChains:
         if torch.is_autocast_enabled(x.device.type):
             dtype = torch.get_autocast_dtype(x.device.type)
             x = x.to(dtype)
-            shortcut = None if shortcut is None else shortcut.to(dtype)
-        z, moments = run_chain(chain.signature, x, shortcut, chain.parameters, chain.running)
+            if shortcut is not None and chain.signature[1] != IDENTITY:  # a projection's convolution reads it
+                shortcut = shortcut.to(dtype)
+        units, shortcut_signature, pool, engine = chain.signature
+        addend = None
+        if (
+            shortcut is not None and shortcut.dtype != x.dtype
+        ):  # the sum has another dtype than the chain: it is stock's
+            addend, shortcut, shortcut_signature = shortcut, None, None
+            relu = units[-1][-1]
+            units = (*units[:-1], (*units[-1][:-1], False))
+        signature = (units, shortcut_signature, pool, engine)
+        z, moments = run_chain(signature, x, shortcut, chain.parameters, chain.running)
         update_running_stats(chain.norms, moments)
-        return z
+        if addend is None:
+            return z
+        return torch.relu(z + addend) if relu else z + addend
 
 
 class FusedModule(nn.Module):
@@ -177,9 +196,15 @@ def serves_input(x: Any, training: bool) -> bool:
 
 
 def serves_dtype(chains: list[PreparedChain], x: Tensor) -> bool:
-    """Whether stock convolutions would take ``x``: in the dtype of their weights, or cast by autocast."""
+    """Whether stock convolutions would take ``x``: in the dtype of their weights, or cast by autocast.
+
+    Autocast casts what convolutions read; what a norm or an add reads keeps its dtype.
+    """
     if torch.is_autocast_enabled(x.device.type):
-        return x.dtype in (torch.float32, torch.bfloat16, torch.float16)
+        if x.dtype == torch.get_autocast_dtype(x.device.type):
+            return True
+        half_or_single = x.dtype in (torch.float32, torch.bfloat16, torch.float16)
+        return half_or_single and not any(chain.reads_input_itself for chain in chains)
     return x.is_floating_point() and all(
         p.dtype == x.dtype for chain in chains for p in chain.parameters if p.dim() == 4
     )
@@ -262,7 +287,13 @@ def child(module: nn.Module, path: Path) -> Any:
 
 def pair(value: int | Sequence[int]) -> tuple[int, int]:
     """Read a geometry as torch's layers do: ``n`` means ``(n, n)``."""
-    return (value, value) if isinstance(value, int) else (value[0], value[1])
+    first, second = (value, value) if isinstance(value, int) else value
+    return _static(first), _static(second)
+
+
+def _static(n: int) -> int:
+    """Return ``n``; makes ``torch.compile(dynamic=True)`` take it as the constant that it is, not as a symbol."""
+    return len((None,) * n)
 
 
 def is_frozen_norm(norm: nn.Module) -> bool:
@@ -335,21 +366,22 @@ def update_running_stats(norms: list[Any], moments: Sequence[Tensor]) -> None:
         Every unit's mean, variance and unbiased variance [3, C].
     """
     tracked: list[Tensor] = []
-    moved: dict[float, tuple[list[Tensor], list[Tensor]]] = {}
+    moves: dict[float, tuple[list[Tensor], list[Tensor]]] = {}  # by momentum
     for norm, (mean, _, var) in zip(norms, moments, strict=True):
         if norm is None or not norm.training or not norm.track_running_stats or norm.running_mean is None:
             continue
-        running, new = moved.setdefault(0.0 if norm.momentum is None else norm.momentum, ([], []))
+        momentum = norm.momentum
         if norm.num_batches_tracked is not None:
             tracked.append(norm.num_batches_tracked)
-            if norm.momentum is None:  # a cumulative average, counted on the device
+            if momentum is None:  # a cumulative average, counted on the device
+                momentum = 1.0
                 weight = (norm.num_batches_tracked + 1).to(mean.dtype).reciprocal()
                 mean = norm.running_mean.to(mean.dtype).lerp(mean, weight)
                 var = norm.running_var.to(var.dtype).lerp(var, weight)
-                running, new = moved.setdefault(1.0, ([], []))
-        running += [norm.running_mean, norm.running_var]
-        new += [mean, var]
+        running, new = moves.setdefault(0.0 if momentum is None else momentum, ([], []))
+        running.extend([norm.running_mean, norm.running_var])
+        new.extend([mean.to(norm.running_mean.dtype), var.to(norm.running_var.dtype)])
     if tracked:
         torch._foreach_add_(tracked, 1)
-    for momentum, (running, new) in moved.items():
-        torch._foreach_lerp_(running, [n.to(r.dtype) for n, r in zip(new, running, strict=True)], momentum)
+    for momentum, (running, new) in moves.items():
+        torch._foreach_lerp_(running, new, momentum)

@@ -149,13 +149,14 @@ class _Backward:
         self.parameters = split_parameters(chain, parameters)
         self.moments = moments
         self.saved = split_saved(chain, x, self.parameters, saved)
-        self.index = saved[-1] if chain.pool is not None else None
+        self.index = saved[-1]  # of the pool, if there is one
         self.gradients = [Parameters(None, None, None, None)] * len(self.parameters)
 
     def run(self, grad: Tensor, output: Tensor | None) -> list[Tensor | None]:
         last = len(self.chain.units) - 1
         if self.chain.pool is not None:
             size = self.y(last).shape[2:]
+            grad = _dense_like(grad, self.index)
             grad = self.k.max_pool_backward(grad, self.index, size, *map(list, self.chain.pool))
         dy, d_source = self.end(grad, output)
         for i in range(last, 0, -1):
@@ -180,44 +181,51 @@ class _Backward:
             return dy, None if dy_side is None else self.conv(last + 1, dy_side, self.source)
         wants_source = self.wants_shortcut if self.separate else self.wants_x
         wants_masked = self.chain.shortcut is not None and wants_source
-        dy, masked = self.branches([last], grad, z, wants_masked)
+        dy, masked = self.branches([last], grad, z, wants_masked, owns_grad=self.chain.pool is not None)
         if masked is not None and masked.shape != self.source.shape:
             masked = masked.sum_to_size(self.source.shape)
         return dy, masked
 
     def norm(self, i: int, dz: Tensor) -> Tensor | None:
         """Return ``dy`` of a unit inside the chain."""
-        return self.branches([i], dz, None)[0]
+        return self.branches([i], dz, None, owns_grad=True)[0]
 
     def branches(
-        self, units: list[int], grad: Tensor, z: Tensor | None, wants_masked: bool = False
+        self,
+        units: list[int],
+        grad: Tensor,
+        z: Tensor | None,
+        wants_masked: bool = False,
+        owns_grad: bool = False,
     ) -> tuple[Tensor | None, Tensor | None]:
         """Take one activation's gradient through its batch norm, or through the two that end in one add.
 
-        Returns ``dy``, and the second branch's ``dy`` or, where ``wants_masked``, ``G``.
+        Returns ``dy``, and the second branch's ``dy`` or, where ``wants_masked``, ``G``.  A gradient that nobody else
+        holds (``owns_grad``) gives its memory to ``dy``.
         """
         first, relu = units[0], self.chain.units[units[0]].relu
         y, affine = self.y(first), self.saved[first].affine
         side = _dense_like(self.y(units[1]), y) if len(units) == 2 else None
         grad = _dense_like(grad, y)
         wants_dy = any(map(self.wants_dy, units))
-        # G, once it is written; without a ReLU it is what came
-        masked = grad if wants_masked and not relu else None
+        masked: Tensor | None = None  # G, once it is written
         sums = None
         if any(w.weight or w.bias for w in (self.wanted[i] for i in units)) or (
             wants_dy and any(self.chain.all_units[i].batch_stats for i in units)
         ):
-            write_masked = wants_masked and masked is None
             side_moments = None if side is None else self.moments[units[1]]
             sums, written = self.k.batch_norm_act_reduce(
-                grad, y, self.moments[first], affine, z, side, side_moments, relu, write_masked
+                grad, y, self.moments[first], affine, z, side, side_moments, relu, wants_masked
             )
-            if write_masked:  # the mask is applied: the second pass reads one tensor less
+            if wants_masked:  # the mask is applied: the second pass reads one tensor less
                 grad, masked, z, relu = written, written, None, False
         coefficients = self.coefficients(units, sums, y.numel() // y.shape[1])
         write_masked = wants_masked and masked is None
         if not wants_dy and not write_masked:
             return None, masked
+        if owns_grad:
+            self.k.batch_norm_act_backward_(grad, y, affine, coefficients[0], z, relu)
+            return grad, None
         side_coefficients = coefficients[1] if side is not None else None
         dy, second = self.k.batch_norm_act_backward(
             grad, y, affine, coefficients[0], z, side, side_coefficients, relu, write_masked

@@ -148,8 +148,7 @@ def _chain_forward_fake(x, shortcut, parameters, running, chain: str):
 
 def _chain_backward(grad, x, shortcut, output, parameters, moments, saved, needs_grad, chain: str):
     gradients = _backward(parse_chain(chain), grad, x, shortcut, output, parameters, moments, saved, needs_grad)
-    # an add without a ReLU hands its gradient on; an operation's result must be a tensor of its own
-    return [g.clone() if g is grad else g for g in gradients if g is not None]
+    return [gradient for gradient in gradients if gradient is not None]
 
 
 def _chain_backward_fake(grad, x, shortcut, output, parameters, moments, saved, needs_grad, chain: str):

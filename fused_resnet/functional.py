@@ -82,6 +82,11 @@ def batch_norm_act(
         raise ValueError(
             f"residual_norm must be (running_mean, running_var, weight, bias), got {len(residual_norm)} values"
         )
+    if residual is not None and (residual.shape, residual.dtype, residual.device) != (x.shape, x.dtype, x.device):
+        raise ValueError(
+            f"residual must have the shape, dtype and device of x, {tuple(x.shape)} {x.dtype} on {x.device}, "
+            f"got {tuple(residual.shape)} {residual.dtype} on {residual.device}"
+        )
     check_name(engine)
     norms = [(running_mean, running_var, weight, bias)]
     names = [""]

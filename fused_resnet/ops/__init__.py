@@ -10,6 +10,7 @@ add implementations to them.
 
 import functools
 import itertools
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -89,15 +90,22 @@ def _first_wrong(k: SimpleNamespace, device: str, dtypes: tuple[torch.dtype, ...
             "batch_norm_act_reduce": (grad, x, moments, affine, z, residual, moments, True, False),
             "batch_norm_coefficients": (sums, moments, weight, 1e-5, x.numel() // 19, True),
             "batch_norm_act_backward": (grad, x, affine, coefficients, None, None, None, True, True),
+            "batch_norm_act_backward_": (grad, x, affine, coefficients, None, True),
             "batch_norm_act_pool": (x, affine, True, [3, 3], [2, 2], [1, 1]),
             "max_pool_backward": (pooled, index, [5, 7], [3, 3], [2, 2], [1, 1]),
         }
         tolerance = 32 * torch.finfo(dtype).eps
         for name, arguments in calls.items():
-            got, wanted = getattr(k, name)(*arguments), getattr(reference, name)(*arguments)
-            pairs = [(got, wanted)] if isinstance(got, torch.Tensor) else zip(got, wanted, strict=True)
-            for a, b in pairs:
+            got, wanted = (_results(getattr(engine, name), arguments) for engine in (k, reference))
+            for a, b in zip(got, wanted, strict=True):
                 error = (a.double() - b.double()).norm() / b.double().norm().clamp_min(1e-30)
                 if not (b.numel() == 0 or error <= tolerance):
                     return f"{name} in {dtype} is off by {error:.1e}"
     return None
+
+
+def _results(function: Callable[..., Any], arguments: tuple[Any, ...]) -> tuple[torch.Tensor, ...]:
+    """Call an operation on copies and return its results, or what it wrote in place."""
+    copies = [a.clone() if isinstance(a, torch.Tensor) else a for a in arguments]
+    results = function(*copies)
+    return results if isinstance(results, tuple) else (copies[0] if results is None else results,)

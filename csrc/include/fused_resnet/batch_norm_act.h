@@ -67,8 +67,8 @@ struct BatchNormActReduce {
   double* sum_residual_centred;
 };
 
-// dx = a·G + c1·(x − mean) + c0, and the same for a residual branch.  Bytes: 3s an element, s for each of z and masked, 2s for
-// a residual.
+// dx = a·G + c1·(x − mean) + c0, and the same for a residual branch.  Bytes: 3s an element, s for each of z and masked,
+// 2s for a residual.
 struct BatchNormActBackward {
   Activation activation;
   MaskedGradient gradient;

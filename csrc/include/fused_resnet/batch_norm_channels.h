@@ -20,7 +20,8 @@ void finish_affine(const A* mean, const A* var, const double* weight, const doub
                    A* scale, A* shift);
 
 // dγ = rstd·Σ G·(x − mean), dβ = ΣG;  a, c1 = −a·rstd·dγ/m, c0 = −a·dβ/m, with m = count.
-// gradients: [2, channels], coefficients: a, c1, c0, mean [4, channels], or a alone where the statistics are not the batch's own.
+// gradients: [2, channels], coefficients: a, c1, c0, mean [4, channels], or a alone where the statistics are not the
+// batch's own.
 template <typename A>
 void finish_coefficients(const A* sum_grad, const A* sum_centred, const A* mean, const A* var, const double* weight,
                          double eps, int64_t count, bool batch_stats, int64_t channels, A* gradients, A* coefficients);

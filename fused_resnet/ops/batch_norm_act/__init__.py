@@ -58,6 +58,12 @@ def _fake_backward(
     return torch.empty_like(x), torch.empty_like(grad) if write_masked else grad.new_empty(0)
 
 
+def _fake_backward_(
+    grad: Tensor, x: Tensor, affine: Tensor, coefficients: Tensor, z: Tensor | None, relu: bool
+) -> None:
+    return None
+
+
 # name -> (schema, fake)
 OPERATIONS = {
     "batch_norm_stats": ("(Tensor x) -> Tensor", _fake_stats),
@@ -79,5 +85,9 @@ OPERATIONS = {
         "(Tensor grad, Tensor x, Tensor affine, Tensor coefficients, Tensor? z, Tensor? residual,"
         " Tensor? residual_coefficients, bool relu, bool write_masked) -> (Tensor, Tensor)",
         _fake_backward,
+    ),
+    "batch_norm_act_backward_": (
+        "(Tensor(a!) grad, Tensor x, Tensor affine, Tensor coefficients, Tensor? z, bool relu) -> ()",
+        _fake_backward_,
     ),
 }

@@ -126,6 +126,13 @@ def batch_norm_act_backward(
     return _input_gradient(masked, x, coefficients).to(x.dtype), second
 
 
+def batch_norm_act_backward_(
+    grad: Tensor, x: Tensor, affine: Tensor, coefficients: Tensor, z: Tensor | None, relu: bool
+) -> None:
+    """Compute the ``dx`` of :func:`batch_norm_act_backward` of one branch into ``grad``, which is lost."""
+    grad.copy_(batch_norm_act_backward(grad, x, affine, coefficients, z, None, None, relu, False)[0])
+
+
 def _channels(row: Tensor) -> Tensor:
     return row.view(1, -1, 1, 1)
 
