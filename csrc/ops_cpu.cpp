@@ -337,6 +337,32 @@ void batch_norm_act_backward_(const Tensor& grad, const Tensor& x, const Tensor&
   parallel_for_rows(layout.activation, [&](Range range) { kernels().batch_norm_act_backward(op, range); });
 }
 
+// dx + G: the gradient's kernel with a = c1 = 1, mean = c0 = 0 and dx in the place of x.
+void add_masked_(const Tensor& dx, const Tensor& grad, const OptionalTensor& z, bool relu) {
+  const Arguments arguments("add_masked_", "dx", dx);
+  arguments.check_like("grad", grad);
+  if (relu && !z.has_value()) arguments.fail("z", "a tensor where relu is true", "none");
+  if (z.has_value()) arguments.check_like("z", *z);
+
+  const Layout layout(arguments);
+  Tensor constants = torch::stable::new_zeros(dx, {2, arguments.channels()}, arguments.accumulator());
+  Tensor one = torch::stable::select(constants, 0, 1);
+  torch::stable::fill_(one, 1);
+  const ChannelRows rows(constants, layout);
+  const Mask mask = relu ? Mask::kOutput : Mask::kNone;
+  const BatchNormActBackward op = {
+      layout.activation,
+      {data(grad), mask, data(z), nullptr, nullptr, nullptr, false},
+      data(dx),
+      {rows[1], rows[1], rows[0], rows[0]},
+      dx.mutable_data_ptr(),
+      nullptr,
+      {},
+      nullptr,
+  };
+  parallel_for_rows(layout.activation, [&](Range range) { kernels().batch_norm_act_backward(op, range); });
+}
+
 // ---- max pool
 // --------------------------------------------------------------------------------------------------------
 
@@ -439,6 +465,7 @@ STABLE_TORCH_LIBRARY_IMPL(fused_resnet, CPU, m) {
   m.impl("batch_norm_coefficients", TORCH_BOX(&fused_resnet::batch_norm_coefficients));
   m.impl("batch_norm_act_backward", TORCH_BOX(&fused_resnet::batch_norm_act_backward));
   m.impl("batch_norm_act_backward_", TORCH_BOX(&fused_resnet::batch_norm_act_backward_));
+  m.impl("add_masked_", TORCH_BOX(&fused_resnet::add_masked_));
   m.impl("batch_norm_act_pool", TORCH_BOX(&fused_resnet::batch_norm_act_pool));
   m.impl("max_pool_backward", TORCH_BOX(&fused_resnet::max_pool_backward));
 }

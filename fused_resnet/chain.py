@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from fused_resnet.chain_spec import (
+    IDENTITY,
     Chain,
     Conv,
     Parameters,
@@ -163,8 +164,8 @@ class _Backward:
             dz = None if dy is None else self.conv(i, dy, self.z(i - 1))
             dy = None if dz is None else self.norm(i - 1, dz)
         dx = None if dy is None else self.conv(0, dy, self.x)
-        if not self.separate and self.wants_x and d_source is not None:
-            dx = d_source if dx is None else dx.add_(d_source)
+        if not self.separate and dx is not None:
+            self.add_shortcut(dx, d_source, grad, output)
         flat = [
             gradient
             for parameters, gradients in zip(self.parameters, self.gradients, strict=True)
@@ -174,17 +175,24 @@ class _Backward:
         return [dx if self.wants_x else None, d_source if self.separate and self.wants_shortcut else None, *flat]
 
     def end(self, grad: Tensor, z: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
-        """Return the last unit's ``dy`` and the gradient of what the shortcut starts from."""
+        """Return the last unit's ``dy`` and, behind a projection or a shortcut of its own, the shortcut's gradient."""
         last = len(self.chain.units) - 1
         if isinstance(self.chain.shortcut, Unit):
             dy, dy_side = self.branches([last, last + 1], grad, z)
             return dy, None if dy_side is None else self.conv(last + 1, dy_side, self.source)
-        wants_source = self.wants_shortcut if self.separate else self.wants_x
-        wants_masked = self.chain.shortcut is not None and wants_source
+        wants_masked = self.chain.shortcut is not None and self.separate and self.wants_shortcut
         dy, masked = self.branches([last], grad, z, wants_masked, owns_grad=self.chain.pool is not None)
         if masked is not None and masked.shape != self.source.shape:
             masked = masked.sum_to_size(self.source.shape)
         return dy, masked
+
+    def add_shortcut(self, dx: Tensor, d_source: Tensor | None, grad: Tensor, output: Tensor | None) -> None:
+        """Add to ``dx`` what the shortcut from the chain's own input brings back."""
+        if d_source is not None:
+            dx.add_(d_source)
+        elif self.chain.shortcut == IDENTITY:
+            z = None if output is None else _dense_like(output, dx)
+            self.k.add_masked_(dx, _dense_like(grad, dx), z, self.chain.units[-1].relu)
 
     def norm(self, i: int, dz: Tensor) -> Tensor | None:
         """Return ``dy`` of a unit inside the chain."""

@@ -91,6 +91,7 @@ def _first_wrong(k: SimpleNamespace, device: str, dtypes: tuple[torch.dtype, ...
             "batch_norm_coefficients": (sums, moments, weight, 1e-5, x.numel() // 19, True),
             "batch_norm_act_backward": (grad, x, affine, coefficients, None, None, None, True, True),
             "batch_norm_act_backward_": (grad, x, affine, coefficients, None, True),
+            "add_masked_": (x, grad, z, True),
             "batch_norm_act_pool": (x, affine, True, [3, 3], [2, 2], [1, 1]),
             "max_pool_backward": (pooled, index, [5, 7], [3, 3], [2, 2], [1, 1]),
         }

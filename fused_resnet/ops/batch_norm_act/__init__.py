@@ -64,6 +64,10 @@ def _fake_backward_(
     return None
 
 
+def _fake_add_masked_(dx: Tensor, grad: Tensor, z: Tensor | None, relu: bool) -> None:
+    return None
+
+
 # name -> (schema, fake)
 OPERATIONS = {
     "batch_norm_stats": ("(Tensor x) -> Tensor", _fake_stats),
@@ -90,4 +94,5 @@ OPERATIONS = {
         "(Tensor(a!) grad, Tensor x, Tensor affine, Tensor coefficients, Tensor? z, bool relu) -> ()",
         _fake_backward_,
     ),
+    "add_masked_": ("(Tensor(a!) dx, Tensor grad, Tensor? z, bool relu) -> ()", _fake_add_masked_),
 }

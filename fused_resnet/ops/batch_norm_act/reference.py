@@ -133,6 +133,13 @@ def batch_norm_act_backward_(
     grad.copy_(batch_norm_act_backward(grad, x, affine, coefficients, z, None, None, relu, False)[0])
 
 
+def add_masked_(dx: Tensor, grad: Tensor, z: Tensor | None, relu: bool) -> None:
+    """Add ``G`` to ``dx`` in place: what an identity shortcut brings back; ``z`` is needed where ``relu``."""
+    if relu and z is not None:
+        grad = torch.where(z <= 0, 0, grad)
+    dx.add_(grad)
+
+
 def _channels(row: Tensor) -> Tensor:
     return row.view(1, -1, 1, 1)
 
