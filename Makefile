@@ -11,7 +11,7 @@ CXX_SOURCES := $(filter %.h %.cpp %.cu %.cuh,$(SOURCES))
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help train test bench lint wheel clean check
+.PHONY: help train test bench gpu lint wheel clean check
 
 help:  ## list the targets
 	@echo "usage: make TARGET [ARGS='--more options'] [PYTHON=python3.12]"
@@ -25,7 +25,16 @@ test: $(VENV)/.installed  ## run the tests (ARGS go to pytest)
 
 bench: $(VENV)/.installed  ## measure the fused operations and networks beside stock PyTorch (ARGS go to fused-resnet bench)
 	@$(BIN)/fused-resnet bench $(ARGS)
-	@$(BIN)/python -m pytest benchmarks
+	@$(BIN)/python -m pytest benchmarks --benchmark-columns=median,iqr,rounds --benchmark-name=short
+
+# A GPU machine brings its own torch and may have no network: nothing is installed, the extension is built in place.
+gpu:  ## test and measure on this machine's GPU with its own Python, which has torch and pytest (no install, no network)
+	@$(PYTHON) -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' \
+	    || { echo "$(PYTHON)'s torch sees no CUDA device; make PYTHON=/path/to/python of an environment that does"; exit 1; } >&2
+	@$(PYTHON) setup.py --quiet build_ext --inplace
+	@PYTHONPATH=. $(PYTHON) -m fused_resnet doctor
+	@PYTHONPATH=. $(PYTHON) -m pytest tests/test_cuda.py $(ARGS)
+	@PYTHONPATH=. $(PYTHON) -m fused_resnet bench all --device cuda --batch-size 64
 
 lint: $(VENV)/.installed  ## check style and types, change nothing
 	@$(BIN)/ruff check .

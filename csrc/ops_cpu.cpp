@@ -337,7 +337,7 @@ void batch_norm_act_backward_(const Tensor& grad, const Tensor& x, const Tensor&
   parallel_for_rows(layout.activation, [&](Range range) { kernels().batch_norm_act_backward(op, range); });
 }
 
-// dx + G: the gradient's kernel with a = c1 = 1, mean = c0 = 0 and dx in the place of x.
+// dx + G: the gradient's kernel with a = 1, k = −1, g0 = mean = 0 and dx in the place of x.
 void add_masked_(const Tensor& dx, const Tensor& grad, const OptionalTensor& z, bool relu) {
   const Arguments arguments("add_masked_", "dx", dx);
   arguments.check_like("grad", grad);
@@ -345,16 +345,17 @@ void add_masked_(const Tensor& dx, const Tensor& grad, const OptionalTensor& z, 
   if (z.has_value()) arguments.check_like("z", *z);
 
   const Layout layout(arguments);
-  Tensor constants = torch::stable::new_zeros(dx, {2, arguments.channels()}, arguments.accumulator());
-  Tensor one = torch::stable::select(constants, 0, 1);
+  Tensor constants = torch::stable::new_zeros(dx, {3, arguments.channels()}, arguments.accumulator());
+  Tensor one = torch::stable::select(constants, 0, 1), minus_one = torch::stable::select(constants, 0, 2);
   torch::stable::fill_(one, 1);
+  torch::stable::fill_(minus_one, -1);
   const ChannelRows rows(constants, layout);
   const Mask mask = relu ? Mask::kOutput : Mask::kNone;
   const BatchNormActBackward op = {
       layout.activation,
       {data(grad), mask, data(z), nullptr, nullptr, nullptr, false},
       data(dx),
-      {rows[1], rows[1], rows[0], rows[0]},
+      {rows[1], rows[0], rows[2], rows[0]},
       dx.mutable_data_ptr(),
       nullptr,
       {},

@@ -275,7 +275,7 @@ def _read_unit(module: nn.Module, unit: UnitPaths, prepared: PreparedChain) -> S
         if reason := _why_not_plain(act, unit.act) or _why_not_type(act, nn.ReLU, unit.act):
             return reason
     affine = (norm.weight is not None, norm.bias is not None)
-    return conv_signature, *affine, batch_stats, float(norm.eps), unit.act is not None
+    return conv_signature, *affine, batch_stats, float(norm.eps).hex(), unit.act is not None
 
 
 def child(module: nn.Module, path: Path) -> Any:

@@ -9,7 +9,7 @@ autograd node for eager mode and for the dispatcher in :mod:`fused_resnet.chain_
 forward               backward
 ====================  =======================================================================
 ``y = conv(z, w)``    ``dz = dgrad(dy, w)``, ``dw = wgrad(dy, z)``, ``z`` rebuilt from ``y``
-``mean, var of y``    ``dy = a·G + c1·(y − mean) + c0`` from ``ΣG`` and ``ΣG·(y − mean)``
+``mean, var of y``    ``dy = a·((G − g0) − k·(y − mean))`` from ``ΣG`` and ``ΣG·(y − mean)``
 ``z = act(a·y + b)``  ``G = dz`` where not ``z <= 0``, else 0
 ====================  =======================================================================
 """

@@ -88,7 +88,10 @@ class Chain:
 
 @functools.cache
 def make_chain(signature: tuple[Any, ...]) -> Chain:
-    """Name the parts of a chain given as nested plain tuples (which a traced program can build and print)."""
+    """Name the parts of a chain given as nested plain tuples, which a traced program can build and print.
+
+    ``eps`` is there as ``float.hex`` writes it: exact, and a constant also where floats are traced as symbols.
+    """
     units, shortcut, pool, engine = signature
     if isinstance(shortcut, tuple):
         shortcut = _make_unit(shortcut)
@@ -96,8 +99,8 @@ def make_chain(signature: tuple[Any, ...]) -> Chain:
 
 
 def _make_unit(signature: tuple[Any, ...]) -> Unit:
-    conv, *rest = signature
-    return Unit(Conv(*conv) if conv else None, *rest)
+    conv, weight, bias, batch_stats, eps, relu = signature
+    return Unit(Conv(*conv) if conv else None, weight, bias, batch_stats, float.fromhex(eps), relu)
 
 
 @functools.cache

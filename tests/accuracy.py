@@ -124,7 +124,7 @@ def assert_fused_is_as_accurate_as_stock(
     call = fused if compile is None else compile(fused)
     state = copy.deepcopy(model.state_dict())
     exact, stock, ours = [], [], []
-    for x in (draw.to(dtype) for draw in draws):
+    for x in (draw.to(dtype) if autocast is None else draw for draw in draws):
         for module in (model, fused):
             module.load_state_dict(state)
             module.zero_grad()

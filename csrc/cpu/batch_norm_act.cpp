@@ -337,26 +337,27 @@ void reduce_planes(const BatchNormActReduce& op, Tile tile) {
   }
 }
 
-// a·G + c1·(x − mean) + c0, or a·G where the statistics were not the batch's own.
+// a·((G − g0) − k·(x − mean)), or a·G where the statistics were not the batch's own.  The differences come first, so that
+// what cancels in them has not been rounded yet.
 template <typename A, bool kBroadcast>
 class InputGradient {
  public:
   InputGradient(const void* const (&coefficients)[4], int64_t channel)
       : batch_stats_(coefficients[1] != nullptr),
         a_(coefficients[0], channel),
-        c1_(coefficients[1], channel),
-        c0_(coefficients[2], channel),
+        g0_(coefficients[1], channel),
+        k_(coefficients[2], channel),
         mean_(coefficients[3], channel) {}
 
   template <int N>
   FUSED_RESNET_INLINE Vector<A, N> operator()(Lanes<N> lanes, int64_t j, Vector<A, N> grad, Vector<A, N> x) const {
-    const Vector<A, N> result = a_(lanes, j) * grad;
-    return batch_stats_ ? result + (c1_(lanes, j) * (x - mean_(lanes, j)) + c0_(lanes, j)) : result;
+    if (batch_stats_) grad = (grad - g0_(lanes, j)) - k_(lanes, j) * (x - mean_(lanes, j));
+    return a_(lanes, j) * grad;
   }
 
  private:
   bool batch_stats_;
-  Coefficient<A, kBroadcast> a_, c1_, c0_, mean_;
+  Coefficient<A, kBroadcast> a_, g0_, k_, mean_;
 };
 
 template <typename T, Mask kMask, bool kResidual, bool kBroadcast>

@@ -55,8 +55,8 @@ void finish_coefficients(const A* sum_grad, const A* sum_centred, const A* mean,
     gradients[channels + c] = sum_grad[c];
     coefficients[c] = static_cast<A>(scale);
     if (!batch_stats) continue;
-    coefficients[channels + c] = static_cast<A>(-scale * rstd * grad_weight / count);
-    coefficients[2 * channels + c] = static_cast<A>(-scale * sum_grad[c] / count);
+    coefficients[channels + c] = static_cast<A>(sum_grad[c] / static_cast<double>(count));
+    coefficients[2 * channels + c] = static_cast<A>(rstd * grad_weight / count);
     coefficients[3 * channels + c] = mean[c];
   }
 }

@@ -23,7 +23,10 @@ def test_every_model_is_registered_under_its_name():
 
 
 def test_an_unknown_name_is_answered_with_those_that_exist():
-    with pytest.raises(ValueError, match=r"model must be one of resnet18, .*resnet110; got 'resnet19'"):
+    with pytest.raises(
+        ValueError,
+        match=r"model must be one of resnet18, .*resnet110, or torchvision:NAME or timm:NAME; got 'resnet19'",
+    ):
         models.create("resnet19")
 
 

@@ -147,6 +147,8 @@ def test_fakes_have_the_references_shapes_dtypes_and_strides(x, layout, dtype):
             (grad, x, affine, c, None, None, None, *flags)
             for c in (coefficients, frozen) for flags in itertools.product((True, False), repeat=2)
         ] + [(grad, x, affine, coefficients, x, x.clone(), coefficients, True, False)],
+        "batch_norm_act_backward_": [(grad.clone(), x, affine, c, None, True) for c in (coefficients, frozen)],
+        "add_masked_": [(x.clone(), grad, x, True), (x.clone(), grad, None, False)],
         "batch_norm_act_pool": [(x, affine, True, *POOLS[0])],
         "max_pool_backward": [(torch.ones_like(z), index, list(x.shape[2:]), *POOLS[0])],
     }  # fmt: skip

@@ -67,13 +67,13 @@ struct BatchNormActReduce {
   double* sum_residual_centred;
 };
 
-// dx = a·G + c1·(x − mean) + c0, and the same for a residual branch.  Bytes: 3s an element, s for each of z and masked,
+// dx = a·((G − g0) − k·(x − mean)), and the same for a residual branch.  Bytes: 3s an element, s for each of z and masked,
 // 2s for a residual.
 struct BatchNormActBackward {
   Activation activation;
   MaskedGradient gradient;
   const void* x;
-  const void* coefficients[4];  // a, c1, c0, mean; the last three are null where the gradient is a·G alone
+  const void* coefficients[4];  // a, g0, k, mean; the last three are null where the gradient is a·G alone
   void* dx;
   const void* residual;  // or null
   const void* residual_coefficients[4];

@@ -19,8 +19,8 @@ template <typename A>
 void finish_affine(const A* mean, const A* var, const double* weight, const double* bias, double eps, int64_t channels,
                    A* scale, A* shift);
 
-// dγ = rstd·Σ G·(x − mean), dβ = ΣG;  a, c1 = −a·rstd·dγ/m, c0 = −a·dβ/m, with m = count.
-// gradients: [2, channels], coefficients: a, c1, c0, mean [4, channels], or a alone where the statistics are not the
+// dγ = rstd·Σ G·(x − mean), dβ = ΣG;  a, g0 = dβ/m, k = rstd·dγ/m, with m = count.
+// gradients: [2, channels], coefficients: a, g0, k, mean [4, channels], or a alone where the statistics are not the
 // batch's own.
 template <typename A>
 void finish_coefficients(const A* sum_grad, const A* sum_centred, const A* mean, const A* var, const double* weight,

@@ -10,7 +10,7 @@ name               shape   rows
 ``affine``         [2, C]  scale ``a``, shift ``b``; the normalised output is ``a·x + b``
 ``sums``           [2, C]  ΣG, ΣG·(x − mean); four rows where there are two branches
 ``gradients``      [2, C]  dγ, dβ
-``coefficients``   [4, C]  a, c1, c0, mean; the input's gradient is ``a·G + c1·(x − mean) + c0``; [1, C], ``a`` alone,
+``coefficients``   [4, C]  a, g0, k, mean; the input's gradient is ``a·((G − g0) − k·(x − mean))``; [1, C], ``a`` alone,
                            where the statistics are not the batch's own
 =================  ======  ============================================================
 
@@ -87,7 +87,7 @@ def batch_norm_coefficients(
 ) -> tuple[Tensor, Tensor]:
     """Finalise the sums of one branch; returns (gradients [2, C], coefficients [4, C] or [1, C]).
 
-    ``dβ = ΣG``, ``dγ = rstd·ΣG·(x − mean)``, ``c1 = −a·rstd·dγ/m``, ``c0 = −a·dβ/m``, with ``m = count``.
+    ``dβ = ΣG``, ``dγ = rstd·ΣG·(x − mean)``, ``g0 = dβ/m``, ``k = rstd·dγ/m``, with ``m = count``.
     Where the statistics are not the batch's own (``batch_stats`` false) there is only ``a``.
     """
     mean, var, _ = moments.double()
@@ -98,8 +98,7 @@ def batch_norm_coefficients(
     gradients = torch.stack((grad_weight, sum_grad)).to(moments.dtype)
     if not batch_stats:
         return gradients, scale.to(moments.dtype).unsqueeze(0)
-    c1, c0 = -scale * rstd * grad_weight / count, -scale * sum_grad / count
-    return gradients, torch.stack((scale, c1, c0, mean)).to(moments.dtype)
+    return gradients, torch.stack((scale, sum_grad / count, rstd * grad_weight / count, mean)).to(moments.dtype)
 
 
 def batch_norm_act_backward(
@@ -113,9 +112,10 @@ def batch_norm_act_backward(
     relu: bool,
     write_masked: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Compute ``dx = a·G + c1·(x − mean) + c0``, with ``G`` as in :func:`batch_norm_act_reduce`; returns (dx, second).
+    """Compute ``dx = a·((G − g0) − k·(x − mean))``; returns (dx, second).
 
-    ``second`` is the same of the residual where there is a second branch, ``G`` where ``write_masked``, and
+    ``G`` is that of :func:`batch_norm_act_reduce`.  ``second`` is the same of the residual where there is a second
+    branch, ``G`` where ``write_masked``, and
     empty otherwise.
     """
     masked = _mask(grad, x, affine, z, relu)
@@ -167,5 +167,5 @@ def _written(masked: Tensor, grad: Tensor) -> Tensor:
 def _input_gradient(grad: Tensor, x: Tensor, coefficients: Tensor) -> Tensor:
     if coefficients.shape[0] == 1:
         return _channels(coefficients[0]) * grad
-    a, c1, c0, mean = map(_channels, coefficients)
-    return a * grad + torch.addcmul(c0, c1, x.to(coefficients.dtype) - mean)
+    a, g0, k, mean = map(_channels, coefficients)
+    return a * ((grad - g0) - k * (x.to(coefficients.dtype) - mean))
