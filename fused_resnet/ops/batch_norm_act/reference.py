@@ -115,8 +115,7 @@ def batch_norm_act_backward(
     """Compute ``dx = a·((G − g0) − k·(x − mean))``; returns (dx, second).
 
     ``G`` is that of :func:`batch_norm_act_reduce`.  ``second`` is the same of the residual where there is a second
-    branch, ``G`` where ``write_masked``, and
-    empty otherwise.
+    branch, ``G`` where ``write_masked``, and empty otherwise.
     """
     masked = _mask(grad, x, affine, z, relu)
     if residual is not None and residual_coefficients is not None:
