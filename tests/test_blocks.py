@@ -222,7 +222,7 @@ def test_a_batch_of_another_size_does_not_recompile(small, dynamic):
             torch._dynamo.mark_dynamic(x, 0)
         return compiled(x)
 
-    for batch in (3, 5, 7):
+    for batch in (5, 6, 7):  # not 3: torch takes sizes that are equal at first, batch and channels, for one symbol
         x = images(16, batch).double()
         for model in (stock, fused):
             model.zero_grad()

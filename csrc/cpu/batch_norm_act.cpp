@@ -337,8 +337,8 @@ void reduce_planes(const BatchNormActReduce& op, Tile tile) {
   }
 }
 
-// a·((G − g0) − k·(x − mean)), or a·G where the statistics were not the batch's own.  The differences come first, so that
-// what cancels in them has not been rounded yet.
+// a·((G − g0) − k·(x − mean)), or a·G where the statistics were not the batch's own.  The differences come first, so
+// that what cancels in them has not been rounded yet.
 template <typename A, bool kBroadcast>
 class InputGradient {
  public:

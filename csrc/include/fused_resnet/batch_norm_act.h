@@ -67,8 +67,8 @@ struct BatchNormActReduce {
   double* sum_residual_centred;
 };
 
-// dx = a·((G − g0) − k·(x − mean)), and the same for a residual branch.  Bytes: 3s an element, s for each of z and masked,
-// 2s for a residual.
+// dx = a·((G − g0) − k·(x − mean)), and the same for a residual branch.  Bytes: 3s an element, s for each of z and
+// masked, 2s for a residual.
 struct BatchNormActBackward {
   Activation activation;
   MaskedGradient gradient;
