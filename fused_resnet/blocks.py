@@ -102,12 +102,6 @@ class PreparedChain(NamedTuple):
     running: list[Tensor]
     norms: list[Any]  # of every unit; None where it does not normalise by its batch
 
-    @property
-    def reads_input_itself(self) -> bool:
-        """Whether something else than a convolution reads the chain's input: its first norm, or its add."""
-        units, shortcut, _, _ = self.signature
-        return units[0][0] is None or shortcut == IDENTITY
-
 
 class PreparedChains:
     """The chains of one call, as the generated forward sees them."""
@@ -203,8 +197,11 @@ def serves_dtype(chains: list[PreparedChain], x: Tensor) -> bool:
     if torch.is_autocast_enabled(x.device.type):
         if x.dtype == torch.get_autocast_dtype(x.device.type):
             return True
-        half_or_single = x.dtype in (torch.float32, torch.bfloat16, torch.float16)
-        return half_or_single and not any(chain.reads_input_itself for chain in chains)
+        for chain in chains:
+            units, shortcut, _, _ = chain.signature
+            if units[0][0] is None or shortcut == IDENTITY:
+                return False
+        return x.dtype in (torch.float32, torch.bfloat16, torch.float16)
     return x.is_floating_point() and all(
         p.dtype == x.dtype for chain in chains for p in chain.parameters if p.dim() == 4
     )
