@@ -1,4 +1,4 @@
-"""Fused convolution, batch norm, ReLU and residual add for training residual networks faster, in less memory.
+"""Fused convolution, batch norm, ReLU and residual add: residual networks trained in less memory and time.
 
 >>> model = fused_resnet.fuse(model)       # the same parameters, keys and numbers
 >>> print(fused_resnet.explain(model))     # what was fused, by which engine, and what was left and why
