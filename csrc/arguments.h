@@ -21,7 +21,6 @@ using OptionalTensor = std::optional<Tensor>;
 using Sizes = std::vector<int64_t>;
 
 // ---- checks: an error names the operation, the argument, what was wanted and what came
-// -------------------------------
 
 inline std::string to_string(const int64_t* values, size_t count) {
   std::ostringstream out;
@@ -154,7 +153,6 @@ class Arguments : public ChannelArguments {
 };
 
 // ---- allocation
-// ------------------------------------------------------------------------------------------------------
 
 // Memory as torch.empty gives it (filled with NaN in deterministic mode, which the direct way to the allocator would
 // skip), seen with these sizes and strides.
@@ -195,7 +193,6 @@ inline const void* data(const Tensor& t) { return t.const_data_ptr(); }
 inline const void* data(const OptionalTensor& t) { return t.has_value() ? t->const_data_ptr() : nullptr; }
 
 // ---- per-channel parameters
-// ------------------------------------------------------------------------------------------
 
 // A [C] parameter of any floating dtype, in double.
 class Parameter {

@@ -28,7 +28,6 @@ constexpr int64_t kStreamBytes = 16 << 20;
 constexpr int64_t kStreamAlignment = 64;
 
 // ---- layouts
-// ---------------------------------------------------------------------------------------------------------
 
 // How the kernels see the arguments' activations.
 struct Layout {
@@ -42,8 +41,7 @@ struct Layout {
     if (activation.planes) {
       activation.length = s[2] * s[3];
     } else {
-      const int64_t size = activation.dtype == DType::kFloat64 ? 8 : activation.dtype == DType::kBFloat16 ? 2 : 4;
-      plan = fused_resnet::plan(pixels, s[1], size);
+      plan = fused_resnet::plan(pixels, s[1], itemsize(arguments.anchor().scalar_type()));
       activation.length = plan.row_length;
     }
   }
@@ -131,7 +129,6 @@ void visit_accumulator(ScalarType dtype, const Visitor& visitor) {
 }
 
 // ---- the operations
-// --------------------------------------------------------------------------------------------------
 
 Tensor batch_norm_stats(const Tensor& x) {
   const Arguments arguments("batch_norm_stats", "x", x);
@@ -365,7 +362,6 @@ void add_masked_(const Tensor& dx, const Tensor& grad, const OptionalTensor& z, 
 }
 
 // ---- max pool
-// --------------------------------------------------------------------------------------------------------
 
 void check_window(const Arguments& arguments, const Sizes& kernel_size, const Sizes& stride, const Sizes& padding) {
   const auto check = [&](const char* name, const Sizes& values, int64_t least) {

@@ -117,20 +117,19 @@ class PreparedChains:
             x = x.to(dtype)
             if shortcut is not None and chain.signature[1] != IDENTITY:  # a projection's convolution reads it
                 shortcut = shortcut.to(dtype)
-        units, shortcut_signature, pool, engine = chain.signature
-        addend = None
-        if (
-            shortcut is not None and shortcut.dtype != x.dtype
-        ):  # the sum has another dtype than the chain: it is stock's
-            addend, shortcut, shortcut_signature = shortcut, None, None
-            relu = units[-1][-1]
-            units = (*units[:-1], (*units[-1][:-1], False))
-        signature = (units, shortcut_signature, pool, engine)
-        z, moments = run_chain(signature, x, shortcut, chain.parameters, chain.running)
+        if shortcut is not None and shortcut.dtype != x.dtype:
+            # the sum has another dtype than the chain: the add and its ReLU are stock's
+            units, _, pool, engine = chain.signature
+            *rest, relu = units[-1]
+            without_add = ((*units[:-1], (*rest, False)), None, pool, engine)
+            z = self._run(chain._replace(signature=without_add), x, None) + shortcut
+            return torch.relu(z) if relu else z
+        return self._run(chain, x, shortcut)
+
+    def _run(self, chain: PreparedChain, x: Tensor, shortcut: Tensor | None) -> Tensor:
+        z, moments = run_chain(chain.signature, x, shortcut, chain.parameters, chain.running)
         update_running_stats(chain.norms, moments)
-        if addend is None:
-            return z
-        return torch.relu(z + addend) if relu else z + addend
+        return z
 
 
 class FusedModule(nn.Module):

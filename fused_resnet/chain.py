@@ -31,6 +31,7 @@ from fused_resnet.chain_spec import (
     split_saved,
     wants_input,
 )
+from fused_resnet.ops.library import accumulation_dtype
 
 
 def forward(
@@ -77,7 +78,7 @@ def forward(
             _check_batch(y)
             unit_moments = k.batch_norm_stats(y)
         else:
-            dtype = torch.float64 if y.dtype is torch.float64 else torch.float32
+            dtype = accumulation_dtype(y.dtype)
             mean, var = next(running_stats).to(dtype), next(running_stats).to(dtype)
             unit_moments = torch.stack((mean, var, var))
         affine = k.batch_norm_affine(unit_moments, p.weight, p.bias, unit.eps)

@@ -119,7 +119,7 @@ class Parameters(NamedTuple):
 
 
 class Saved(NamedTuple):
-    """What a unit keeps for backward; ``y`` is None where the unit has no conv, ``weight`` unless it was cast."""
+    """What a unit keeps for backward; ``y`` is None where the unit has no conv, ``conv_weight`` unless it was cast."""
 
     y: Tensor | None
     affine: Tensor

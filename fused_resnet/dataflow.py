@@ -341,7 +341,7 @@ class _Matcher:
         return consumer if len(node.users) == 1 and consumer is not None and consumer.op != "output" else None
 
     def _calls(self, node: fx.Node, cls: type) -> bool:
-        return _called(self.root, node) is not None and type(_called(self.root, node)) is cls
+        return type(_called(self.root, node)) is cls
 
     def _is_norm(self, node: fx.Node) -> bool:
         called = _called(self.root, node)

@@ -15,7 +15,6 @@ import fused_resnet
 # environment variables that change how fast torch is
 VARIABLES = ("ATEN_", "DNNL_", "GOMP_", "KMP_", "LD_PRELOAD", "MALLOC_", "MKL_", "OMP_", "ONEDNN_")
 
-
 PACKAGES = ("triton", "torchvision", "timm", "numpy")
 
 

@@ -74,13 +74,14 @@ def fuse(
     for device, dtype in {(p.device.type, p.dtype) for p in model.parameters() if p.is_floating_point()}:
         engines.choose(engine, device, dtype)
     unfuse(model)
+    fused = False
     for _, module, plans in list(_survey(model, engine)):
         if not isinstance(plans, str):
             module.__class__ = fused_class(type(module))  # type: ignore[arg-type]
             vars(module)["_fused"] = plans
-    report = explain(model)
-    if not report.fused:
-        message = f"fused_resnet: nothing to fuse in {type(model).__name__}.\n{report}"
+            fused = fused or module.training in plans
+    if not fused:
+        message = f"fused_resnet: nothing to fuse in {type(model).__name__}.\n{explain(model)}"
         if strict:
             raise ValueError(message)
         warnings.warn(message, NothingToFuse, stacklevel=2)

@@ -112,7 +112,6 @@ void visit_mask(Mask mask, const Visitor& visitor) {
 }
 
 // ---- statistics
-// ------------------------------------------------------------------------------------------------------
 
 // Σ(x − shift) and Σ(x − shift)² of every column, with a shift near the mean, so that the difference of large numbers
 // Σx² − (Σx)²/m never arises: M2 = Σ(x − shift)² − (Σ(x − shift))²/m.
@@ -213,7 +212,6 @@ void stats_planes(const BatchNormStats& op, Tile tile) {
 }
 
 // ---- forward
-// ---------------------------------------------------------------------------------------------------------
 
 enum class Residual { kNone, kPlain, kAffine };
 
@@ -249,7 +247,6 @@ void forward_rows(const BatchNormAct& op, Range rows) {
 }
 
 // ---- backward
-// --------------------------------------------------------------------------------------------------------
 
 struct GradientSums {
   alignas(64) double grad[kMaxColumnTile] = {};
