@@ -186,6 +186,11 @@ inline Tensor empty_rows(const ChannelArguments& arguments, int64_t rows) {
   return empty(arguments.anchor(), {rows, channels}, {channels, 1}, arguments.accumulator());
 }
 
+// [C] of accumulators.
+inline Tensor empty_channels(const ChannelArguments& arguments) {
+  return empty(arguments.anchor(), {arguments.channels()}, {1}, arguments.accumulator());
+}
+
 // What is returned in the place of an output that was not asked for.
 inline Tensor nothing(const Tensor& like) { return empty(like, {0}, {1}, like.scalar_type()); }
 
@@ -194,43 +199,42 @@ inline const void* data(const OptionalTensor& t) { return t.has_value() ? t->con
 
 // ---- per-channel parameters
 
-// A [C] parameter of any floating dtype, in double.
+// visitor(values), typed, of a [C] vector of any floating dtype: a parameter or a running statistic.
+template <typename Visitor>
+void visit_parameter(const ChannelArguments& arguments, const char* name, const Tensor& t, const Visitor& visitor) {
+  const Sizes wanted = {arguments.channels()};
+  if (sizes_of(t) != wanted) arguments.fail(name, "shape " + to_string(wanted), to_string(sizes_of(t)));
+  void* values = t.mutable_data_ptr();
+  switch (t.scalar_type()) {
+    case ScalarType::Float:
+      return visitor(static_cast<float*>(values));
+    case ScalarType::Double:
+      return visitor(static_cast<double*>(values));
+    case ScalarType::BFloat16:
+      return visitor(static_cast<torch::headeronly::BFloat16*>(values));
+    case ScalarType::Half:
+      return visitor(static_cast<torch::headeronly::Half*>(values));
+    default:
+      arguments.fail(name, "a floating dtype", torch::headeronly::toString(t.scalar_type()));
+  }
+}
+
+// A parameter, if it is given, in double.
 class Parameter {
  public:
   Parameter(const ChannelArguments& arguments, const char* name, const OptionalTensor& t) : given_(t.has_value()) {
     if (!given_) return;
-    const Sizes wanted = {arguments.channels()};
-    if (sizes_of(*t) != wanted) arguments.fail(name, "shape " + to_string(wanted), to_string(sizes_of(*t)));
-    values_.resize(static_cast<size_t>(arguments.channels()));
-    switch (t->scalar_type()) {
-      case ScalarType::Float:
-        read<float>(*t);
-        break;
-      case ScalarType::Double:
-        read<double>(*t);
-        break;
-      case ScalarType::BFloat16:
-        read<torch::headeronly::BFloat16>(*t);
-        break;
-      case ScalarType::Half:
-        read<torch::headeronly::Half>(*t);
-        break;
-      default:
-        arguments.fail(name, "a floating dtype", torch::headeronly::toString(t->scalar_type()));
-    }
+    visit_parameter(arguments, name, *t, [&](const auto* values) {
+      values_.resize(static_cast<size_t>(arguments.channels()));
+      for (size_t c = 0; c < values_.size(); ++c) {
+        values_[c] = static_cast<double>(values[static_cast<int64_t>(c) * t->stride(0)]);
+      }
+    });
   }
 
   const double* get() const { return given_ ? values_.data() : nullptr; }
 
  private:
-  template <typename T>
-  void read(const Tensor& t) {
-    const T* values = static_cast<const T*>(t.const_data_ptr());
-    for (size_t c = 0; c < values_.size(); ++c) {
-      values_[c] = static_cast<double>(values[static_cast<int64_t>(c) * t.stride(0)]);
-    }
-  }
-
   bool given_;
   std::vector<double> values_;
 };

@@ -22,7 +22,7 @@ PYBIND11_MODULE(_C, m) {
       "isas",
       [] {
         py::list names;
-        for (auto isa : {fused_resnet::Isa::kBaseline, fused_resnet::Isa::kX86_64_v3, fused_resnet::Isa::kX86_64_v4}) {
+        for (fused_resnet::Isa isa : fused_resnet::kIsas) {
           if (fused_resnet::isa_built(isa)) names.append(fused_resnet::kIsaNames[static_cast<int>(isa)]);
         }
         return names;

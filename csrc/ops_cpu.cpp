@@ -130,8 +130,29 @@ void visit_accumulator(ScalarType dtype, const Visitor& visitor) {
 
 // ---- the operations
 
-Tensor batch_norm_stats(const Tensor& x) {
+// affine [2, C] from moments [3, C].
+Tensor affine_of(const ChannelArguments& arguments, const Tensor& moments, const Parameter& weight,
+                 const Parameter& bias, double eps) {
+  const int64_t channels = arguments.channels();
+  Tensor affine = empty_rows(arguments, 2);
+  visit_accumulator(arguments.accumulator(), [&](auto accumulator) {
+    using A = decltype(accumulator);
+    const A* mean = static_cast<const A*>(data(moments));
+    A* scale = static_cast<A*>(affine.mutable_data_ptr());
+    finish_affine(mean, mean + channels, weight.get(), bias.get(), eps, channels, scale, scale + channels);
+  });
+  return affine;
+}
+
+Tensor batch_norm_affine(const Tensor& moments, const OptionalTensor& weight, const OptionalTensor& bias, double eps) {
+  const ChannelArguments arguments("batch_norm_affine", moments);
+  return affine_of(arguments, moments, {arguments, "weight", weight}, {arguments, "bias", bias}, eps);
+}
+
+std::tuple<Tensor, Tensor> batch_norm_stats(const Tensor& x, const OptionalTensor& weight, const OptionalTensor& bias,
+                                            double eps) {
   const Arguments arguments("batch_norm_stats", "x", x);
+  const Parameter weights(arguments, "weight", weight), biases(arguments, "bias", bias);
   const Layout layout(arguments);
   const int64_t channels = arguments.channels(), parts = reduction_parts(layout);
   const size_t size = static_cast<size_t>(std::max<int64_t>(parts, 1) * channels);
@@ -157,21 +178,7 @@ Tensor batch_norm_stats(const Tensor& x) {
     out = std::copy(var.begin(), var.end(), out);
     std::transform(var.begin(), var.end(), out, [&](double v) { return v * (count / std::max(count - 1, 1.0)); });
   });
-  return moments;
-}
-
-Tensor batch_norm_affine(const Tensor& moments, const OptionalTensor& weight, const OptionalTensor& bias, double eps) {
-  const ChannelArguments arguments("batch_norm_affine", moments);
-  const Parameter weights(arguments, "weight", weight), biases(arguments, "bias", bias);
-  const int64_t channels = arguments.channels();
-  Tensor affine = empty_rows(arguments, 2);
-  visit_accumulator(arguments.accumulator(), [&](auto accumulator) {
-    using A = decltype(accumulator);
-    const A* mean = static_cast<const A*>(data(moments));
-    A* scale = static_cast<A*>(affine.mutable_data_ptr());
-    finish_affine(mean, mean + channels, weights.get(), biases.get(), eps, channels, scale, scale + channels);
-  });
-  return affine;
+  return {moments, affine_of(arguments, moments, weights, biases, eps)};
 }
 
 Tensor batch_norm_act(const Tensor& x, const Tensor& affine, const OptionalTensor& residual,
@@ -201,16 +208,14 @@ Tensor batch_norm_act(const Tensor& x, const Tensor& affine, const OptionalTenso
 }
 
 // The mask of both backward passes.
-MaskedGradient masked_gradient(const Tensor& grad, const OptionalTensor& z, const ChannelRows& affine, bool relu,
-                               void* masked, bool stream) {
+MaskedGradient masked_gradient(const Tensor& grad, const OptionalTensor& z, const ChannelRows& affine, bool relu) {
   const Mask mask = !relu ? Mask::kNone : z.has_value() ? Mask::kOutput : Mask::kPreactivation;
-  return {data(grad), mask, data(z), affine[0], affine[1], masked, stream};
+  return {data(grad), mask, data(z), affine[0], affine[1]};
 }
 
-std::tuple<Tensor, Tensor> batch_norm_act_reduce(const Tensor& grad, const Tensor& x, const Tensor& moments,
-                                                 const Tensor& affine, const OptionalTensor& z,
-                                                 const OptionalTensor& residual, const OptionalTensor& residual_moments,
-                                                 bool relu, bool write_masked) {
+Tensor batch_norm_act_reduce(const Tensor& grad, const Tensor& x, const Tensor& moments, const Tensor& affine,
+                             const OptionalTensor& z, const OptionalTensor& residual,
+                             const OptionalTensor& residual_moments, bool relu) {
   const Arguments arguments("batch_norm_act_reduce", "x", x);
   arguments.check_like("grad", grad);
   arguments.check_channels("moments", moments, 3);
@@ -221,10 +226,7 @@ std::tuple<Tensor, Tensor> batch_norm_act_reduce(const Tensor& grad, const Tenso
 
   const Layout layout(arguments);
   const ChannelRows means(moments, layout), residual_means(residual_moments, layout), scale_shift(affine, layout);
-  Tensor masked = write_masked ? empty_beside(grad) : nothing(grad);
-  const bool stream = write_masked && layout.streams({data(masked)}, grad.scalar_type());
-  const MaskedGradient gradient =
-      masked_gradient(grad, z, scale_shift, relu, write_masked ? masked.mutable_data_ptr() : nullptr, stream);
+  const MaskedGradient gradient = masked_gradient(grad, z, scale_shift, relu);
 
   const int64_t channels = arguments.channels(), parts = reduction_parts(layout);
   const int64_t rows = residual.has_value() ? 3 : 2;  // ΣG is the same for both branches
@@ -248,27 +250,29 @@ std::tuple<Tensor, Tensor> batch_norm_act_reduce(const Tensor& grad, const Tenso
       std::copy(total.begin() + 2 * channels, total.end(), out);
     }
   });
-  return {sums, masked};
+  return sums;
 }
 
-std::tuple<Tensor, Tensor> batch_norm_coefficients(const Tensor& sums, const Tensor& moments,
-                                                   const OptionalTensor& weight, double eps, int64_t count,
-                                                   bool batch_stats) {
+std::tuple<Tensor, Tensor, Tensor> batch_norm_coefficients(const Tensor& sums, int64_t branch, const Tensor& moments,
+                                                           const OptionalTensor& weight, double eps, int64_t count,
+                                                           bool batch_stats) {
   const ChannelArguments arguments("batch_norm_coefficients", moments);
-  arguments.check_channels("sums", sums, 2);
+  if (branch != 0 && branch != 1) arguments.fail("branch", "a value of 0 or 1", std::to_string(branch));
+  arguments.check_channels("sums", sums, branch == 1 || (sums.dim() == 2 && sums.size(0) == 4) ? 4 : 2);
   const Parameter weights(arguments, "weight", weight);
   const int64_t channels = arguments.channels();
-  Tensor gradients = empty_rows(arguments, 2);
+  Tensor grad_weight = empty_channels(arguments), grad_bias = empty_channels(arguments);
   Tensor coefficients = empty_rows(arguments, batch_stats ? 4 : 1);
   visit_accumulator(arguments.accumulator(), [&](auto accumulator) {
     using A = decltype(accumulator);
-    const A* sum_grad = static_cast<const A*>(data(sums));
+    const A* sum_grad = static_cast<const A*>(data(sums)) + 2 * branch * channels;
     const A* mean = static_cast<const A*>(data(moments));
     finish_coefficients(sum_grad, sum_grad + channels, mean, mean + channels, weights.get(), eps, count, batch_stats,
-                        channels, static_cast<A*>(gradients.mutable_data_ptr()),
+                        channels, static_cast<A*>(grad_weight.mutable_data_ptr()),
+                        static_cast<A*>(grad_bias.mutable_data_ptr()),
                         static_cast<A*>(coefficients.mutable_data_ptr()));
   });
-  return {gradients, coefficients};
+  return {grad_weight, grad_bias, coefficients};
 }
 
 // Coefficients have four rows, or one where the statistics were not the batch's own.
@@ -298,13 +302,15 @@ std::tuple<Tensor, Tensor> batch_norm_act_backward(const Tensor& grad, const Ten
   const bool stream = layout.streams({data(dx), second_data}, x.scalar_type());
   const BatchNormActBackward op = {
       layout.activation,
-      masked_gradient(grad, z, scale_shift, relu, write_masked ? second_data : nullptr, stream),
+      masked_gradient(grad, z, scale_shift, relu),
       data(x),
       {first[0], first[1], first[2], first[3]},
       dx.mutable_data_ptr(),
+      write_masked ? second_data : nullptr,
       data(residual),
       {other[0], other[1], other[2], other[3]},
       branch ? second_data : nullptr,
+      stream,
   };
   parallel_for_rows(layout.activation, [&](Range rows) { kernels().batch_norm_act_backward(op, rows); });
   return {dx, second};
@@ -323,18 +329,19 @@ void batch_norm_act_backward_(const Tensor& grad, const Tensor& x, const Tensor&
   const ChannelRows scale_shift(affine, layout), rows(coefficients, layout);
   const BatchNormActBackward op = {
       layout.activation,
-      masked_gradient(grad, z, scale_shift, relu, nullptr, false),
+      masked_gradient(grad, z, scale_shift, relu),
       data(x),
       {rows[0], rows[1], rows[2], rows[3]},
       grad.mutable_data_ptr(),
       nullptr,
+      nullptr,
       {},
       nullptr,
+      false,
   };
   parallel_for_rows(layout.activation, [&](Range range) { kernels().batch_norm_act_backward(op, range); });
 }
 
-// dx + G: the gradient's kernel with a = 1, k = −1, g0 = mean = 0 and dx in the place of x.
 void add_masked_(const Tensor& dx, const Tensor& grad, const OptionalTensor& z, bool relu) {
   const Arguments arguments("add_masked_", "dx", dx);
   arguments.check_like("grad", grad);
@@ -342,23 +349,30 @@ void add_masked_(const Tensor& dx, const Tensor& grad, const OptionalTensor& z, 
   if (z.has_value()) arguments.check_like("z", *z);
 
   const Layout layout(arguments);
-  Tensor constants = torch::stable::new_zeros(dx, {3, arguments.channels()}, arguments.accumulator());
-  Tensor one = torch::stable::select(constants, 0, 1), minus_one = torch::stable::select(constants, 0, 2);
-  torch::stable::fill_(one, 1);
-  torch::stable::fill_(minus_one, -1);
-  const ChannelRows rows(constants, layout);
-  const Mask mask = relu ? Mask::kOutput : Mask::kNone;
-  const BatchNormActBackward op = {
-      layout.activation,
-      {data(grad), mask, data(z), nullptr, nullptr, nullptr, false},
-      data(dx),
-      {rows[1], rows[0], rows[2], rows[0]},
-      dx.mutable_data_ptr(),
-      nullptr,
-      {},
-      nullptr,
-  };
-  parallel_for_rows(layout.activation, [&](Range range) { kernels().batch_norm_act_backward(op, range); });
+  const AddMasked op = {layout.activation, data(grad), relu ? data(z) : nullptr, dx.mutable_data_ptr()};
+  parallel_for_rows(layout.activation, [&](Range rows) { kernels().add_masked(op, rows); });
+}
+
+void update_running_stats_(const std::vector<Tensor>& means, const std::vector<Tensor>& variances,
+                           const std::vector<Tensor>& counters, const std::vector<Tensor>& moments,
+                           std::optional<double> momentum) {
+  for (const Tensor& counter : counters) ++*static_cast<int64_t*>(counter.mutable_data_ptr());
+  for (size_t i = 0; i < moments.size(); ++i) {
+    const ChannelArguments arguments("update_running_stats_", moments[i]);
+    const int64_t channels = arguments.channels();
+    // a cumulative average where there is no momentum
+    const double weight =
+        momentum.has_value() ? *momentum : 1 / static_cast<double>(*static_cast<const int64_t*>(data(counters[i])));
+    visit_accumulator(arguments.accumulator(), [&](auto accumulator) {
+      const auto* batch = static_cast<const decltype(accumulator)*>(data(moments[i]));
+      const auto move = [&](const char* name, const Tensor& running, const auto* values) {
+        visit_parameter(arguments, name, running,
+                        [&](auto* target) { move_running(target, running.stride(0), values, weight, channels); });
+      };
+      move("means", means[i], batch);
+      move("variances", variances[i], batch + 2 * channels);
+    });
+  }
 }
 
 // ---- max pool
@@ -462,6 +476,7 @@ STABLE_TORCH_LIBRARY_IMPL(fused_resnet, CPU, m) {
   m.impl("batch_norm_coefficients", TORCH_BOX(&fused_resnet::batch_norm_coefficients));
   m.impl("batch_norm_act_backward", TORCH_BOX(&fused_resnet::batch_norm_act_backward));
   m.impl("batch_norm_act_backward_", TORCH_BOX(&fused_resnet::batch_norm_act_backward_));
+  m.impl("update_running_stats_", TORCH_BOX(&fused_resnet::update_running_stats_));
   m.impl("add_masked_", TORCH_BOX(&fused_resnet::add_masked_));
   m.impl("batch_norm_act_pool", TORCH_BOX(&fused_resnet::batch_norm_act_pool));
   m.impl("max_pool_backward", TORCH_BOX(&fused_resnet::max_pool_backward));

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn.modules.module import _has_any_global_hook
 
-from fused_resnet.chain_ops import run_chain
+from fused_resnet.chain_ops import run_chain, update_running_stats_
 from fused_resnet.chain_spec import IDENTITY
 
 Path = tuple[str, ...]
@@ -128,7 +128,7 @@ class PreparedChains:
 
     def _run(self, chain: PreparedChain, x: Tensor, shortcut: Tensor | None) -> Tensor:
         z, moments = run_chain(chain.signature, x, shortcut, chain.parameters, chain.running)
-        update_running_stats(chain.norms, moments)
+        update_running_stats(chain, moments)
         return z
 
 
@@ -351,33 +351,19 @@ def _why_not_as_traced(module: nn.Module, container: Container) -> str | None:
     return None
 
 
-def update_running_stats(norms: list[Any], moments: Sequence[Tensor]) -> None:
-    """Move the running statistics of batch norms in training, as ``torch.nn.BatchNorm2d`` does.
-
-    Parameters
-    ----------
-    norms
-        The norm of every unit of a chain, or None where it did not normalise by its batch.
-    moments
-        Every unit's mean, variance and unbiased variance [3, C].
-    """
-    tracked: list[Tensor] = []
-    moves: dict[float, tuple[list[Tensor], list[Tensor]]] = {}  # by momentum
-    for norm, (mean, _, var) in zip(norms, moments, strict=True):
+def update_running_stats(chain: PreparedChain, moments: Sequence[Tensor]) -> None:
+    """Move the running statistics of a chain's batch norms in training, as ``torch.nn.BatchNorm2d`` does."""
+    by_momentum: dict[float | None, tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor]]] = {}
+    for norm, new in zip(chain.norms, moments, strict=True):
         if norm is None or not norm.training or not norm.track_running_stats or norm.running_mean is None:
             continue
-        momentum = norm.momentum
-        if norm.num_batches_tracked is not None:
-            tracked.append(norm.num_batches_tracked)
-            if momentum is None:  # a cumulative average, counted on the device
-                momentum = 1.0
-                weight = (norm.num_batches_tracked + 1).to(mean.dtype).reciprocal()
-                mean = norm.running_mean.to(mean.dtype).lerp(mean, weight)
-                var = norm.running_var.to(var.dtype).lerp(var, weight)
-        running, new = moves.setdefault(0.0 if momentum is None else momentum, ([], []))
-        running.extend([norm.running_mean, norm.running_var])
-        new.extend([mean.to(norm.running_mean.dtype), var.to(norm.running_var.dtype)])
-    if tracked:
-        torch._foreach_add_(tracked, 1)
-    for momentum, (running, new) in moves.items():
-        torch._foreach_lerp_(running, new, momentum)
+        counter = norm.num_batches_tracked
+        momentum = 0.0 if norm.momentum is None and counter is None else norm.momentum
+        means, variances, counters, batch = by_momentum.setdefault(momentum, ([], [], [], []))
+        means.append(norm.running_mean)
+        variances.append(norm.running_var)
+        batch.append(new)
+        if counter is not None:
+            counters.append(counter)
+    for momentum, tensors in by_momentum.items():
+        update_running_stats_(chain.signature[-1], *tensors, momentum)

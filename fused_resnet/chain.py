@@ -33,6 +33,9 @@ from fused_resnet.chain_spec import (
 )
 from fused_resnet.ops.library import accumulation_dtype
 
+# without the search for an overload that the packet makes in every call
+_convolution_backward = torch.ops.aten.convolution_backward.default
+
 
 def forward(
     chain: Chain,
@@ -76,12 +79,12 @@ def forward(
         y = _dense(z) if unit.conv is None else _conv(unit.conv, z, weight, p.conv_bias)
         if unit.batch_stats:
             _check_batch(y)
-            unit_moments = k.batch_norm_stats(y)
+            unit_moments, affine = k.batch_norm_stats(y, p.weight, p.bias, unit.eps)
         else:
             dtype = accumulation_dtype(y.dtype)
             mean, var = next(running_stats).to(dtype), next(running_stats).to(dtype)
             unit_moments = torch.stack((mean, var, var))
-        affine = k.batch_norm_affine(unit_moments, p.weight, p.bias, unit.eps)
+            affine = k.batch_norm_affine(unit_moments, p.weight, p.bias, unit.eps)
         moments.append(unit_moments)
         saved.extend([affine] if unit.conv is None else [y, affine])
         if weight is not None and weight is not p.conv_weight:
@@ -217,47 +220,39 @@ class _Backward:
         side = _dense_like(self.y(units[1]), y) if len(units) == 2 else None
         grad = _dense_like(grad, y)
         wants_dy = any(map(self.wants_dy, units))
-        masked: Tensor | None = None  # G, once it is written
         sums = None
         if any(w.weight or w.bias for w in (self.wanted[i] for i in units)) or (
             wants_dy and any(self.chain.all_units[i].batch_stats for i in units)
         ):
             side_moments = None if side is None else self.moments[units[1]]
-            sums, written = self.k.batch_norm_act_reduce(
-                grad, y, self.moments[first], affine, z, side, side_moments, relu, wants_masked
-            )
-            if wants_masked:  # the mask is applied: the second pass reads one tensor less
-                grad, masked, z, relu = written, written, None, False
-        coefficients = self.coefficients(units, sums, y.numel() // y.shape[1])
-        write_masked = wants_masked and masked is None
-        if not wants_dy and not write_masked:
-            return None, masked
+            sums = self.k.batch_norm_act_reduce(grad, y, self.moments[first], affine, z, side, side_moments, relu)
+        count = y.numel() // y.shape[1]
+        coefficients = [self.coefficients(i, branch, sums, count) for branch, i in enumerate(units)]
+        if not wants_dy and not wants_masked:
+            return None, None
         if owns_grad:
             self.k.batch_norm_act_backward_(grad, y, affine, coefficients[0], z, relu)
             return grad, None
         side_coefficients = coefficients[1] if side is not None else None
         dy, second = self.k.batch_norm_act_backward(
-            grad, y, affine, coefficients[0], z, side, side_coefficients, relu, write_masked
+            grad, y, affine, coefficients[0], z, side, side_coefficients, relu, wants_masked
         )
-        return dy, second if side is not None or write_masked else masked
+        return dy, second if side is not None or wants_masked else None
 
-    def coefficients(self, units: list[int], sums: Tensor | None, count: int) -> list[Tensor]:
-        """Keep ``dγ`` and ``dβ`` of each unit and return the coefficients of its ``dy``."""
-        coefficients = []
-        for n, i in enumerate(units):
-            unit, parameters, wanted, moments = (
-                self.chain.all_units[i], self.parameters[i], self.wanted[i], self.moments[i],
-            )  # fmt: skip
-            own = moments.new_zeros(2, moments.shape[1]) if sums is None else sums[2 * n : 2 * n + 2]
-            (grad_weight, grad_bias), own_coefficients = self.k.batch_norm_coefficients(
-                own, moments, parameters.weight, unit.eps, count, unit.batch_stats
-            )
-            coefficients.append(own_coefficients)
-            self.gradients[i] = self.gradients[i]._replace(
-                weight=grad_weight.to(parameters.weight.dtype) if wanted.weight else None,
-                bias=grad_bias.to(parameters.bias.dtype) if wanted.bias else None,
-            )
-        return coefficients
+    def coefficients(self, i: int, branch: int, sums: Tensor | None, count: int) -> Tensor:
+        """Keep a unit's ``dγ`` and ``dβ`` and return the coefficients of its ``dy``."""
+        unit, parameters, wanted, moments = self.chain.all_units[i], self.parameters[i], self.wanted[i], self.moments[i]
+        if sums is None:
+            sums = moments.new_zeros(2 * branch + 2, moments.shape[1])
+        grad_weight, grad_bias, coefficients = self.k.batch_norm_coefficients(
+            sums, branch, moments, parameters.weight, unit.eps, count, unit.batch_stats
+        )
+        self.gradients[i] = self.gradients[i]._replace(
+            weight=_as(grad_weight, parameters.weight) if wanted.weight else None,
+            bias=_as(grad_bias, parameters.bias) if wanted.bias else None,
+        )
+        result: Tensor = coefficients
+        return result
 
     def conv(self, i: int, dy: Tensor, z: Tensor) -> Tensor | None:
         """Keep the gradients of a unit's convolution, whose input was ``z``, and return ``dz`` if it is wanted."""
@@ -270,13 +265,13 @@ class _Backward:
         cast = self.saved[i].conv_weight
         weight = parameters.conv_weight if cast is None else cast
         dz: Tensor | None
-        dz, dw, db = torch.ops.aten.convolution_backward(
+        dz, dw, db = _convolution_backward(
             dy, z, weight, [weight.shape[0]] if bias else None, stride, padding, dilation, False, (0, 0), groups,
             [self.wants_input[i], bool(wanted.conv_weight), bool(wanted.conv_bias)],
         )  # fmt: skip
         self.gradients[i] = self.gradients[i]._replace(
-            conv_weight=dw.to(parameters.conv_weight.dtype) if wanted.conv_weight else None,
-            conv_bias=db.to(parameters.conv_bias.dtype) if wanted.conv_bias else None,
+            conv_weight=_as(dw, parameters.conv_weight) if wanted.conv_weight else None,
+            conv_bias=_as(db, parameters.conv_bias) if wanted.conv_bias else None,
         )
         return dz if self.wants_input[i] else None
 
@@ -333,11 +328,20 @@ def _residual_like(residual: Tensor, y: Tensor) -> Tensor:
     return _dense_like(residual.expand_as(y), y)
 
 
+def _as(gradient: Any, parameter: Any) -> Tensor:
+    """``gradient`` in the dtype of ``parameter``."""
+    result: Tensor = gradient if gradient.dtype == parameter.dtype else gradient.to(parameter.dtype)
+    return result
+
+
 def _dense(x: Tensor) -> Tensor:
     return x if x.is_contiguous(memory_format=torch.channels_last) else x.contiguous()
 
 
 def _dense_like(x: Tensor, y: Tensor) -> Tensor:
-    """``x`` without gaps and in the memory format of ``y``, so that kernels walk both side by side."""
-    channels_last = y.is_contiguous(memory_format=torch.channels_last)
-    return x.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+    """``x`` without gaps and in the memory format of ``y``, which is dense, so that kernels walk both side by side."""
+    if x.stride() == y.stride():
+        return x
+    if y.is_contiguous(memory_format=torch.channels_last):
+        return x.contiguous(memory_format=torch.channels_last)
+    return x.contiguous()

@@ -64,6 +64,22 @@ def run_chain(
     return output, moments
 
 
+def update_running_stats_(
+    engine: str,
+    means: list[Tensor],
+    variances: list[Tensor],
+    counters: list[Tensor],
+    moments: list[Tensor],
+    momentum: float | None,
+) -> None:
+    """Move running statistics by what :func:`run_chain` returned, see the operation of this name; no autograd."""
+    if torch.compiler.is_compiling():  # the compiler fuses the plain definition into kernels of its own
+        ops.batch_norm_act.reference.update_running_stats_(means, variances, counters, moments, momentum)
+    else:
+        k = ops.kernels(engine, moments[0].device.type, moments[0].dtype)
+        k.update_running_stats_(means, variances, counters, moments, momentum)
+
+
 def _forward(chain, x, shortcut, parameters, running) -> tuple[Tensor, list[Tensor], list[Tensor]]:
     k = ops.kernels(chain.engine, x.device.type, x.dtype)
     with _without_autocast(x):

@@ -15,7 +15,6 @@ from fused_resnet import models
 from fused_resnet.bench.command import add_bench
 from fused_resnet.doctor import add_doctor
 from fused_resnet.engines import EngineError
-from fused_resnet.environment import keep_freed_memory
 from fused_resnet.surgery import NothingToFuse, explain, fuse
 from fused_resnet.training import Recipe, Trainer, TrainingDiverged, data
 from fused_resnet.training.recipe import PRECISIONS
@@ -41,7 +40,6 @@ epoch; errors are fractions), curves.png and config.json.
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status: 0, 1 after a failure, 2 for bad input, 130 after Ctrl-C."""
     options = build_parser().parse_args(arguments)
-    keep_freed_memory()
     try:
         status: int = options.run(options)
     except KeyboardInterrupt:

@@ -9,6 +9,7 @@ import torch
 
 from fused_resnet import engines, ops
 from fused_resnet.environment import environment
+from fused_resnet.host_memory import keep_freed_memory
 
 
 def examine() -> dict[str, Any]:
@@ -29,6 +30,7 @@ def examine() -> dict[str, Any]:
         },
         "default engine": {device: engines.choose("auto", device, torch.float32) for device in devices},
         "self-check": {name: wrong or "passed" for name, wrong in checked.items()},
+        "freed host memory": keep_freed_memory(),
         "native build": {**engines.build_record(), **_instruction_sets()},
     }
 

@@ -1,6 +1,5 @@
 """Where a result is made: versions, the machine, and how its C library keeps memory."""
 
-import ctypes
 import os
 import platform
 import subprocess
@@ -70,19 +69,3 @@ def cpu_model() -> str:
         return platform.processor()
     named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     return next(named, platform.processor())
-
-
-def keep_freed_memory() -> bool:
-    """Let glibc keep freed memory for the process instead of handing it back page by page; return whether it does.
-
-    A training step on the CPU frees and takes hundreds of megabytes.  By default glibc returns the top of its heap as
-    soon as some tens of megabytes are free there, and the next step faults every page in again; whether that happens
-    hangs on where small allocations happen to lie.  For one's own script the environment does the same:
-    ``MALLOC_TRIM_THRESHOLD_=4294967296 MALLOC_MMAP_THRESHOLD_=33554432``.
-    """
-    trim_threshold, mmap_threshold = -1, -3  # malloc.h
-    try:
-        mallopt = ctypes.CDLL("libc.so.6").mallopt
-    except (OSError, AttributeError):
-        return False
-    return bool(mallopt(trim_threshold, 2**31 - 1) and mallopt(mmap_threshold, 32 << 20))

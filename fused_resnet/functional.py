@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from fused_resnet.chain_ops import run_chain
+from fused_resnet.chain_ops import run_chain, update_running_stats_
 from fused_resnet.chain_spec import IDENTITY
 from fused_resnet.engines import check_name
 
@@ -106,8 +106,7 @@ def batch_norm_act(
     z, moments = run_chain(((main,), shortcut, None, engine), x, residual, parameters, running)
     for (mean, var, *_), new in zip(norms, moments, strict=True):
         if training and mean is not None and var is not None:
-            mean.lerp_(new[0].to(mean.dtype), momentum)
-            var.lerp_(new[2].to(var.dtype), momentum)
+            update_running_stats_(engine, [mean], [var], [], [new], momentum)
     return z
 
 

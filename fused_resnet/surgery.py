@@ -11,6 +11,7 @@ from torch import nn
 from fused_resnet import engines, ops
 from fused_resnet.blocks import FUNCTION, ChainPaths, FusedModule, Plan, UnitPaths, fused_class, prepare, stock_class
 from fused_resnet.dataflow import find_plan, is_norm, is_primitive, why_no_match
+from fused_resnet.host_memory import keep_freed_memory
 
 WRAPPERS = ("DistributedDataParallel", "DataParallel", "FullyShardedDataParallel", "FSDPModule", "OptimizedModule")
 
@@ -31,6 +32,8 @@ def fuse(
 
     Parameters and buffers stay the same objects under the same names; so do the modules, which get a subclass of their
     own class.  Fuse before wrapping: ``fuse`` → DDP or FSDP → ``torch.compile``.
+
+    For a model on the CPU, glibc is asked to keep freed memory: :func:`fused_resnet.host_memory.keep_freed_memory`.
 
     Parameters
     ----------
@@ -73,6 +76,8 @@ def fuse(
     ops.self_check()
     for device, dtype in {(p.device.type, p.dtype) for p in model.parameters() if p.is_floating_point()}:
         engines.choose(engine, device, dtype)
+        if device == "cpu":
+            keep_freed_memory()
     unfuse(model)
     fused = False
     for _, module, plans in list(_survey(model, engine)):

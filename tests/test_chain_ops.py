@@ -54,7 +54,9 @@ def test_the_operation_gives_what_the_function_gives(name, monkeypatch):
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
     operation = record(fused_resnet.fuse(make(name)), x)
     for key, t in function.items():
-        assert torch.equal(t, operation[key]), key
+        # a compiled program moves running statistics in plain torch, whose last bit may differ
+        tolerance = torch.finfo(t.dtype).eps if "running" in key else 0
+        torch.testing.assert_close(operation[key], t, rtol=tolerance, atol=tolerance, msg=key)
 
 
 def test_the_operations_refuse_the_gradient_of_a_gradient(monkeypatch):

@@ -68,8 +68,6 @@ class GradientMask {
   GradientMask(const MaskedGradient& gradient, int64_t channel)
       : grad_(static_cast<const T*>(gradient.grad)),
         z_(static_cast<const T*>(gradient.z)),
-        masked_(static_cast<T*>(gradient.masked)),
-        stream_(gradient.stream),
         scale_(gradient.scale, channel),
         shift_(gradient.shift, channel) {}
 
@@ -80,22 +78,18 @@ class GradientMask {
     if constexpr (kMask == Mask::kPreactivation) {
       grad = x * scale_(lanes, j) + shift_(lanes, j) <= A{} ? Vector<A, N>{} : grad;
     }
-    if (masked_ != nullptr) store(lanes, masked_ + i, grad, stream_);
     return grad;
   }
 
   // Asks for the elements from i on, early enough for a block to find them.
   FUSED_RESNET_INLINE void prefetch_at(int64_t i) const {
     prefetch(grad_ + i);
-    if (masked_ != nullptr && !stream_) prefetch_for_write(masked_ + i);
     if constexpr (kMask == Mask::kOutput) prefetch(z_ + i);
   }
 
  private:
   const T* grad_;
   const T* z_;
-  T* masked_;
-  bool stream_;
   Coefficient<A, kBroadcast> scale_, shift_;
 };
 
@@ -365,7 +359,8 @@ void backward_rows(const BatchNormActBackward& op, Range rows) {
   const T* residual = static_cast<const T*>(op.residual);
   T* dx = static_cast<T*>(op.dx);
   T* residual_dx = static_cast<T*>(op.residual_dx);
-  const bool stream = op.gradient.stream;
+  T* written = static_cast<T*>(op.masked);
+  const bool stream = op.stream;
   for (int64_t row = rows.begin; row < rows.end; ++row) {
     const int64_t base = row * activation.length;
     const int64_t rest = activation.numel - base;
@@ -378,6 +373,7 @@ void backward_rows(const BatchNormActBackward& op, Range rows) {
                          const int64_t i = base + j;
                          const V input = load(lanes, x + i);
                          const V grad = masked(lanes, i, j, input);
+                         if (written != nullptr) store(lanes, written + i, grad, stream);
                          store(lanes, dx + i, first(lanes, j, grad, input), stream);
                          if constexpr (kResidual) {
                            const V other = load(lanes, residual + i);
@@ -386,6 +382,23 @@ void backward_rows(const BatchNormActBackward& op, Range rows) {
                        });
   }
   fence(stream);
+}
+
+template <typename T, bool kMasked>
+void add_masked_rows(const AddMasked& op, Range rows) {
+  using A = Accumulator<T>;
+  const int64_t length = op.activation.length;
+  const int64_t end = rows.end * length < op.activation.numel ? rows.end * length : op.activation.numel;
+  const int64_t base = rows.begin * length;
+  const T* grad = static_cast<const T*>(op.grad) + base;
+  const T* z = static_cast<const T*>(op.z) + (kMasked ? base : 0);
+  T* dx = static_cast<T*>(op.dx) + base;
+  for_each_vector<T>(end - base, [&](auto lanes, int64_t j) __attribute__((always_inline)) {
+    using V = Vector<A, decltype(lanes)::value>;
+    V masked = load(lanes, grad + j);
+    if constexpr (kMasked) masked = load(lanes, z + j) <= A{} ? V{} : masked;
+    store(lanes, dx + j, V(load(lanes, dx + j) + masked), false);
+  });
 }
 
 }  // namespace
@@ -421,7 +434,6 @@ void batch_norm_act_reduce(const BatchNormActReduce& op, Tile tile) {
       });
     });
   });
-  fence(op.gradient.stream);
 }
 
 void batch_norm_act_backward(const BatchNormActBackward& op, Range rows) {
@@ -434,6 +446,12 @@ void batch_norm_act_backward(const BatchNormActBackward& op, Range rows) {
         });
       });
     });
+  });
+}
+
+void add_masked(const AddMasked& op, Range rows) {
+  visit_dtype(op.activation.dtype, [&](auto element) {
+    visit_bool(op.z != nullptr, [&](auto masked) { add_masked_rows<decltype(element), masked.value>(op, rows); });
   });
 }
 

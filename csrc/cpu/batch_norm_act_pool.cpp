@@ -63,7 +63,7 @@ void pool_row(const BatchNormActPool& op, int64_t row, const Accumulator<T>* rin
         }
       }
       store(lanes, static_cast<T*>(op.z) + out + j, best, false);
-      store(lanes, op.index + out + j, __builtin_convertvector(place, Vector<uint8_t, decltype(lanes)::value>));
+      store(lanes, op.index + out + j, to_bytes<I, decltype(lanes)::value>(place));
     });
   }
 }
@@ -91,13 +91,24 @@ void pool_rows(const BatchNormActPool& op, Range rows, Accumulator<T>* ring) {
   }
 }
 
-// The windows of one dimension that hold an input position.
-Range windows_of(int64_t position, int64_t kernel, int64_t stride, int64_t padding, int64_t count) {
-  const int64_t last = (position + padding) / stride;
-  const int64_t before = position + padding - kernel;  // the last start that is too early
-  const int64_t begin = before < 0 ? 0 : before / stride + 1;
-  return {begin, last < count ? last + 1 : count};
-}
+// The windows of one dimension that hold an input position, for positions that only grow: without a division.
+class Windows {
+ public:
+  Windows(int64_t kernel, int64_t stride, int64_t padding, int64_t count)
+      : kernel_(kernel), stride_(stride), padding_(padding), count_(count) {}
+
+  Range at(int64_t position) {
+    while (range_.begin < count_ && start(range_.begin) + kernel_ <= position) ++range_.begin;
+    while (range_.end < count_ && start(range_.end) <= position) ++range_.end;
+    return range_;
+  }
+
+  int64_t start(int64_t window) const { return window * stride_ - padding_; }
+
+ private:
+  int64_t kernel_, stride_, padding_, count_;
+  Range range_{0, 0};
+};
 
 // Tile: some rows of the input.  Every element gathers from the few windows that it lies in: no two threads write the
 // same element, and the sum is rounded once.
@@ -109,20 +120,22 @@ void pool_backward_rows(const MaxPoolBackward& op, Range rows) {
   const T* grad = static_cast<const T*>(op.grad);
   for (int64_t row = rows.begin; row < rows.end; ++row) {
     const int64_t image = row / shape.height, h = row % shape.height;
-    const Range above = windows_of(h, shape.kernel[0], shape.stride[0], shape.padding[0], shape.out_height);
+    Windows vertical(shape.kernel[0], shape.stride[0], shape.padding[0], shape.out_height);
+    Windows horizontal(shape.kernel[1], shape.stride[1], shape.padding[1], shape.out_width);
+    const Range above = vertical.at(h);
     for (int64_t w = 0; w < shape.width; ++w) {
-      const Range left = windows_of(w, shape.kernel[1], shape.stride[1], shape.padding[1], shape.out_width);
+      const Range left = horizontal.at(w);
       T* dx = static_cast<T*>(op.dx) + (row * shape.width + w) * shape.channels;
       for_each_vector<T>(shape.channels, [&](auto lanes, int64_t j) __attribute__((always_inline)) {
         using V = Vector<A, decltype(lanes)::value>;
         using P = Vector<I, decltype(lanes)::value>;
         V sum{};
         for (int64_t oh = above.begin; oh < above.end; ++oh) {
-          const int64_t r = h - (oh * shape.stride[0] - shape.padding[0]);
+          const int64_t r = h - vertical.start(oh);
           for (int64_t ow = left.begin; ow < left.end; ++ow) {
-            const int64_t c = w - (ow * shape.stride[1] - shape.padding[1]);
+            const int64_t c = w - horizontal.start(ow);
             const int64_t i = ((image * shape.out_height + oh) * shape.out_width + ow) * shape.channels + j;
-            const P place = __builtin_convertvector(load(lanes, op.index + i), P);
+            const P place = from_bytes<I, decltype(lanes)::value>(load(lanes, op.index + i));
             sum += place == splat<P>(static_cast<I>(r * shape.kernel[1] + c)) ? load(lanes, grad + i) : V{};
           }
         }

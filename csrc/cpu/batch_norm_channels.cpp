@@ -46,17 +46,18 @@ void finish_affine(const A* mean, const A* var, const double* weight, const doub
 
 template <typename A>
 void finish_coefficients(const A* sum_grad, const A* sum_centred, const A* mean, const A* var, const double* weight,
-                         double eps, int64_t count, bool batch_stats, int64_t channels, A* gradients, A* coefficients) {
+                         double eps, int64_t count, bool batch_stats, int64_t channels, A* grad_weight, A* grad_bias,
+                         A* coefficients) {
   for (int64_t c = 0; c < channels; ++c) {
     const double rstd = 1 / std::sqrt(static_cast<double>(var[c]) + eps);
     const double scale = weight == nullptr ? rstd : rstd * weight[c];
-    const double grad_weight = rstd * sum_centred[c];
-    gradients[c] = static_cast<A>(grad_weight);
-    gradients[channels + c] = sum_grad[c];
+    const double centred = rstd * sum_centred[c];
+    grad_weight[c] = static_cast<A>(centred);
+    grad_bias[c] = sum_grad[c];
     coefficients[c] = static_cast<A>(scale);
     if (!batch_stats) continue;
     coefficients[channels + c] = static_cast<A>(sum_grad[c] / static_cast<double>(count));
-    coefficients[2 * channels + c] = static_cast<A>(rstd * grad_weight / count);
+    coefficients[2 * channels + c] = static_cast<A>(rstd * centred / static_cast<double>(count));
     coefficients[3 * channels + c] = mean[c];
   }
 }
@@ -65,8 +66,8 @@ template void finish_affine(const float*, const float*, const double*, const dou
 template void finish_affine(const double*, const double*, const double*, const double*, double, int64_t, double*,
                             double*);
 template void finish_coefficients(const float*, const float*, const float*, const float*, const double*, double,
-                                  int64_t, bool, int64_t, float*, float*);
+                                  int64_t, bool, int64_t, float*, float*, float*);
 template void finish_coefficients(const double*, const double*, const double*, const double*, const double*, double,
-                                  int64_t, bool, int64_t, double*, double*);
+                                  int64_t, bool, int64_t, double*, double*, double*);
 
 }  // namespace fused_resnet

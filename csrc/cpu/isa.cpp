@@ -2,7 +2,6 @@
 
 #include <cstdlib>
 #include <cstring>
-#include <initializer_list>
 
 namespace fused_resnet {
 
@@ -21,6 +20,8 @@ bool supported(Isa isa) {
       return supported(Isa::kX86_64_v3) && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
              __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
              __builtin_cpu_supports("avx512vl");
+    case Isa::kX86_64_v4_bf16:
+      return supported(Isa::kX86_64_v4) && __builtin_cpu_supports("avx512bf16");
   }
 #endif
   return isa == Isa::kBaseline;
@@ -29,7 +30,7 @@ bool supported(Isa isa) {
 Isa choose() {
   const char* wanted = std::getenv("FUSED_RESNET_ISA");
   Isa best = Isa::kBaseline;
-  for (Isa isa : {Isa::kBaseline, Isa::kX86_64_v3, Isa::kX86_64_v4}) {
+  for (Isa isa : kIsas) {
     if (!isa_built(isa) || !supported(isa)) break;
     best = isa;
     if (wanted != nullptr && std::strcmp(wanted, kIsaNames[static_cast<int>(isa)]) == 0) break;
@@ -46,7 +47,7 @@ Isa isa() {
 
 bool isa_built(Isa isa) {
 #if defined(FUSED_RESNET_X86_64_LEVELS)
-  return isa <= Isa::kX86_64_v4;
+  return isa <= Isa::kX86_64_v4_bf16;
 #else
   return isa == Isa::kBaseline;
 #endif

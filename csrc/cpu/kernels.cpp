@@ -12,11 +12,16 @@ extern const Kernels kKernels;
 namespace x86_64_v4 {
 extern const Kernels kKernels;
 }
+namespace x86_64_v4_bf16 {
+extern const Kernels kKernels;
+}
 #endif
 
 const Kernels& kernels() {
 #if defined(FUSED_RESNET_X86_64_LEVELS)
   switch (isa()) {
+    case Isa::kX86_64_v4_bf16:
+      return x86_64_v4_bf16::kKernels;
     case Isa::kX86_64_v4:
       return x86_64_v4::kKernels;
     case Isa::kX86_64_v3:

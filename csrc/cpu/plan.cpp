@@ -6,10 +6,10 @@ namespace fused_resnet {
 
 namespace {
 
-constexpr int64_t kMinRowLength = 256;          // the inner loop is worth its start from here
-constexpr int64_t kWholeVectors = 16;           // lanes of the widest vector
-constexpr int64_t kMinTileElements = 32 << 10;  // a tile's partial sums cost little beside its elements
-constexpr int64_t kMaxRowTiles = 128;           // and so does merging them
+constexpr int64_t kMinRowLength = 256;           // the inner loop is worth its start from here
+constexpr int64_t kWholeVectors = 16;            // lanes of the widest vector
+constexpr int64_t kMinTileElements = 128 << 10;  // a tile's partial sums cost little beside its elements
+constexpr int64_t kMaxRowTiles = 64;             // and so does merging them
 
 constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 

@@ -88,13 +88,61 @@ FUSED_RESNET_INLINE V splat(A value) {
   return value - V{};  // not value + V{}: -0 + 0 is 0
 }
 
-// N elements, widened: a bfloat16 is the upper half of a float.
+// ---- conversions: a compiler may take four instructions for one that crosses 256 bits
+
+// N bfloat16 as floats: a bfloat16 is the upper half of one.
+template <int N>
+FUSED_RESNET_INLINE Vector<float, N> from_bfloat16(Vector<uint16_t, N> v) {
+  Vector<uint32_t, N> wide;
+#if defined(__AVX512F__)
+  if constexpr (N == 16) {
+    wide = (Vector<uint32_t, N>)_mm512_cvtepu16_epi32((__m256i)v);
+    return (Vector<float, N>)(wide << 16);
+  }
+#endif
+  wide = __builtin_convertvector(v, Vector<uint32_t, N>);
+  return (Vector<float, N>)(wide << 16);
+}
+
+// To nearest, ties to even; a NaN stays one (its payload must not be rounded up into an infinity).
+template <int N>
+FUSED_RESNET_INLINE Vector<uint16_t, N> to_bfloat16(Vector<float, N> v) {
+#if defined(__AVX512BF16__)
+  if constexpr (N == 16) return (Vector<uint16_t, N>)_mm512_cvtneps_pbh((__m512)v);
+#endif
+  const auto bits = (Vector<uint32_t, N>)v;
+  const auto rounded = bits + 0x7fff + ((bits >> 16) & 1);
+  const auto quiet = splat<Vector<uint32_t, N>>(0x7fc00000u);
+  const Vector<uint32_t, N> upper = (v == v ? rounded : quiet) >> 16;
+#if defined(__AVX512F__)
+  if constexpr (N == 16) return (Vector<uint16_t, N>)_mm512_cvtepi32_epi16((__m512i)upper);
+#endif
+  return __builtin_convertvector(upper, Vector<uint16_t, N>);
+}
+
+// N bytes as integers, and back.
+template <typename I, int N>
+FUSED_RESNET_INLINE Vector<I, N> from_bytes(Vector<uint8_t, N> v) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(I) == 4 && N == 16) return (Vector<I, N>)_mm512_cvtepu8_epi32((__m128i)v);
+#endif
+  return __builtin_convertvector(v, Vector<I, N>);
+}
+template <typename I, int N>
+FUSED_RESNET_INLINE Vector<uint8_t, N> to_bytes(Vector<I, N> v) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof(I) == 4 && N == 16) return (Vector<uint8_t, N>)_mm512_cvtepi32_epi8((__m512i)v);
+#endif
+  return __builtin_convertvector(v, Vector<uint8_t, N>);
+}
+
+// N elements, widened.
 template <int N, typename T>
 FUSED_RESNET_INLINE auto load(Lanes<N>, const T* p) {
   if constexpr (IsBFloat16<T>::value) {
     Vector<uint16_t, N> half;
     __builtin_memcpy(&half, p, sizeof(half));
-    return (Vector<float, N>)(__builtin_convertvector(half, Vector<uint32_t, N>) << 16);
+    return from_bfloat16<N>(half);
   } else {
     Vector<T, N> v;
     __builtin_memcpy(&v, p, sizeof(v));
@@ -107,20 +155,11 @@ FUSED_RESNET_INLINE void store(Lanes<N>, A* p, Vector<A, N> v) {
   __builtin_memcpy(p, &v, sizeof(v));
 }
 
-// To nearest, ties to even; a NaN stays one (its payload must not be rounded up into an infinity).
-template <int N>
-FUSED_RESNET_INLINE Vector<uint16_t, N> to_bfloat16(Vector<float, N> v) {
-  const auto bits = (Vector<uint32_t, N>)v;
-  const auto rounded = bits + 0x7fff + ((bits >> 16) & 1);
-  const auto quiet = splat<Vector<uint32_t, N>>(0x7fc00000u);
-  return __builtin_convertvector((v == v ? rounded : quiet) >> 16, Vector<uint16_t, N>);
-}
-
 // What v is after it has been stored in T.
 template <typename T, int N>
 FUSED_RESNET_INLINE Vector<Accumulator<T>, N> rounded_to(Lanes<N>, Vector<Accumulator<T>, N> v) {
   if constexpr (IsBFloat16<T>::value) {
-    return (Vector<float, N>)(__builtin_convertvector(to_bfloat16<N>(v), Vector<uint32_t, N>) << 16);
+    return from_bfloat16<N>(to_bfloat16<N>(v));
   } else {
     return v;
   }
@@ -169,7 +208,6 @@ FUSED_RESNET_INLINE void fence(bool stream) {
 
 // Asks for a cache line, into the L2 cache.
 FUSED_RESNET_INLINE void prefetch(const void* p) { __builtin_prefetch(p, 0, 2); }
-FUSED_RESNET_INLINE void prefetch_for_write(void* p) { __builtin_prefetch(p, 1, 2); }
 
 // sums[0..N) += v, in double.
 template <int N>
@@ -179,6 +217,14 @@ FUSED_RESNET_INLINE void add_to(Lanes<N>, double* sums, Vector<double, N> v) {
 FUSED_RESNET_INLINE void add_to(Lanes<1>, double* sums, Vector<float, 1> v) { *sums += v[0]; }
 template <int N>
 FUSED_RESNET_INLINE void add_to(Lanes<N>, double* sums, Vector<float, N> v) {
+#if defined(__AVX512F__)
+  if constexpr (N == 16) {
+    const __m512 all = (__m512)v;
+    add_to(Lanes<8>{}, sums, (Vector<double, 8>)_mm512_cvtps_pd(_mm512_castps512_ps256(all)));
+    add_to(Lanes<8>{}, sums + 8, (Vector<double, 8>)_mm512_cvtps_pd(_mm512_extractf32x8_ps(all, 1)));
+    return;
+  }
+#endif
   struct {
     Vector<float, N / 2> low, high;
   } halves;

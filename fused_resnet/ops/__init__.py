@@ -8,6 +8,7 @@ Schemas are always defined here, in Python, so that the package is whole without
 add implementations to them.
 """
 
+import copy
 import functools
 import itertools
 from collections.abc import Callable
@@ -76,21 +77,21 @@ def _first_wrong(k: SimpleNamespace, device: str, dtypes: tuple[torch.dtype, ...
             for values in torch.randn(3, *shape, generator=generator)
         )
         weight, bias = (torch.randn(shape[1], generator=generator).to(device) for _ in range(2))
-        moments = reference.batch_norm_stats(x)
-        affine = reference.batch_norm_affine(moments, weight, bias, 1e-5)
+        moments, affine = reference.batch_norm_stats(x, weight, bias, 1e-5)
         z = reference.batch_norm_act(x, affine, residual, None, True)
-        sums, _ = reference.batch_norm_act_reduce(grad, x, moments, affine, z, None, None, True, False)
-        _, coefficients = reference.batch_norm_coefficients(sums, moments, weight, 1e-5, x.numel() // 19, True)
+        sums = reference.batch_norm_act_reduce(grad, x, moments, affine, z, None, None, True)
+        *_, coefficients = reference.batch_norm_coefficients(sums, 0, moments, weight, 1e-5, x.numel() // 19, True)
         _, index = reference.batch_norm_act_pool(x, affine, True, [3, 3], [2, 2], [1, 1])
         pooled = grad[:, :, :3, :4].contiguous(memory_format=memory_format)
         calls: dict[str, tuple[Any, ...]] = {
-            "batch_norm_stats": (x,),
+            "batch_norm_stats": (x, weight, bias, 1e-5),
             "batch_norm_affine": (moments, weight, bias, 1e-5),
             "batch_norm_act": (x, affine, residual, affine, True),
-            "batch_norm_act_reduce": (grad, x, moments, affine, z, residual, moments, True, False),
-            "batch_norm_coefficients": (sums, moments, weight, 1e-5, x.numel() // 19, True),
+            "batch_norm_act_reduce": (grad, x, moments, affine, z, residual, moments, True),
+            "batch_norm_coefficients": (sums, 0, moments, weight, 1e-5, x.numel() // 19, True),
             "batch_norm_act_backward": (grad, x, affine, coefficients, None, None, None, True, True),
             "batch_norm_act_backward_": (grad, x, affine, coefficients, None, True),
+            "update_running_stats_": ([affine[0]], [affine[1]], [], [moments], 0.1),
             "add_masked_": (x, grad, z, True),
             "batch_norm_act_pool": (x, affine, True, [3, 3], [2, 2], [1, 1]),
             "max_pool_backward": (pooled, index, [5, 7], [3, 3], [2, 2], [1, 1]),
@@ -106,7 +107,10 @@ def _first_wrong(k: SimpleNamespace, device: str, dtypes: tuple[torch.dtype, ...
 
 
 def _results(function: Callable[..., Any], arguments: tuple[Any, ...]) -> tuple[torch.Tensor, ...]:
-    """Call an operation on copies and return its results, or what it wrote in place."""
-    copies = [a.clone() if isinstance(a, torch.Tensor) else a for a in arguments]
+    """Call an operation on copies and return its results, or its arguments where it writes in place."""
+    copies = copy.deepcopy(arguments)
     results = function(*copies)
-    return results if isinstance(results, tuple) else (copies[0] if results is None else results,)
+    if results is None:
+        flat = itertools.chain.from_iterable(a if isinstance(a, list) else [a] for a in copies)
+        return tuple(a for a in flat if isinstance(a, torch.Tensor))
+    return results if isinstance(results, tuple) else (results,)

@@ -1,6 +1,8 @@
 """The native CPU kernels beside the reference, operation by operation, and their sums beside float64."""
 
+import copy
 import io
+import itertools
 import os
 import subprocess
 import sys
@@ -31,6 +33,10 @@ each_format = pytest.mark.parametrize("memory_format", FORMATS, ids=["channels_l
 each_shape = pytest.mark.parametrize("shape", SHAPES, ids=lambda s: "x".join(map(str, s)))
 
 
+def moments_of(x):
+    return reference.batch_norm_stats(x, None, None, EPS)[0]
+
+
 class Problem:
     """Random arguments of every operation, with per-channel tensors from the reference."""
 
@@ -41,13 +47,13 @@ class Problem:
         self.x, self.residual, self.grad = image(), image(), image()
         self.count = self.x.numel() // shape[1]
         self.weight, self.bias = torch.randn(2, shape[1]).unbind()
-        self.moments = reference.batch_norm_stats(self.x)
-        self.residual_moments = reference.batch_norm_stats(self.residual)
+        self.moments = moments_of(self.x)
+        self.residual_moments = moments_of(self.residual)
         self.affine = reference.batch_norm_affine(self.moments, self.weight, self.bias, EPS)
         self.residual_affine = reference.batch_norm_affine(self.residual_moments, self.weight, None, EPS)
 
     def coefficients(self, sums: Tensor, moments: Tensor) -> Tensor:
-        return reference.batch_norm_coefficients(sums, moments, self.weight, EPS, self.count, True)[1]
+        return reference.batch_norm_coefficients(sums, 0, moments, self.weight, EPS, self.count, True)[2]
 
 
 def assert_close(result: Tensor, expected: Tensor, ulps: float = 4) -> None:
@@ -69,8 +75,10 @@ def ulps_of_a_sum(dtype: torch.dtype, terms: int) -> float:
 @each_dtype
 def test_statistics_equal_the_reference(dtype, memory_format, shape):
     p = Problem(shape, dtype, memory_format)
-    exact = reference.batch_norm_stats(p.x.double())
-    assert_close(ops.batch_norm_stats(p.x), exact.to(accumulation_dtype(dtype)), ulps_of_a_sum(dtype, p.count))
+    moments, affine = ops.batch_norm_stats(p.x, p.weight, p.bias, EPS)
+    exact = moments_of(p.x.double())
+    assert_close(moments, exact.to(accumulation_dtype(dtype)), ulps_of_a_sum(dtype, p.count))
+    assert torch.equal(affine, ops.batch_norm_affine(moments, p.weight, p.bias, EPS))
 
 
 @pytest.mark.parametrize("parameter_dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
@@ -78,16 +86,31 @@ def test_statistics_equal_the_reference(dtype, memory_format, shape):
 def test_per_channel_steps_equal_the_reference_for_parameters_of_any_dtype(dtype, parameter_dtype):
     p = Problem((2, 24, 5, 5), dtype, torch.channels_last)
     weight, bias = p.weight.to(parameter_dtype), p.bias.to(parameter_dtype)
-    sums = reference.batch_norm_act_reduce(p.grad, p.x, p.moments, p.affine, None, None, None, True, False)[0]
+    sums = reference.batch_norm_act_reduce(p.grad, p.x, p.moments, p.affine, None, p.residual, p.residual_moments, True)
     for parameters in [(weight, bias), (weight, None), (None, bias), (None, None)]:
         arguments = (p.moments, *parameters, EPS)
         assert_close(ops.batch_norm_affine(*arguments), reference.batch_norm_affine(*arguments))
-        for batch_stats in (True, False):
-            arguments = (sums, p.moments, parameters[0], EPS, p.count, batch_stats)
+        for batch_stats, branch in itertools.product((True, False), (0, 1)):
+            arguments = (sums, branch, p.moments, parameters[0], EPS, p.count, batch_stats)
             for result, expected in zip(
                 ops.batch_norm_coefficients(*arguments), reference.batch_norm_coefficients(*arguments), strict=True
             ):
                 assert_close(result, expected)
+
+
+@pytest.mark.parametrize("momentum", [0.1, 0.0, 1.0, None], ids=str)
+@pytest.mark.parametrize("running_dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+@each_dtype
+def test_running_statistics_move_as_in_the_reference(dtype, running_dtype, momentum):
+    moments = [torch.rand(3, channels, dtype=accumulation_dtype(dtype)) for channels in (5, 24)]
+    running = [[torch.rand(m.shape[1]).to(running_dtype) for m in moments] for _ in range(2)]
+    counters = [torch.tensor(0), torch.tensor(6)]
+    expected = copy.deepcopy((*running, counters))
+    reference.update_running_stats_(*expected, moments, momentum)
+    ops.update_running_stats_(*running, counters, moments, momentum)
+    assert counters == expected[2] == [1, 7]
+    for got, wanted in zip(itertools.chain(*running), itertools.chain(*expected[:2]), strict=True):
+        assert_close(got, wanted)
 
 
 @pytest.mark.parametrize("branch", ["no residual", "residual", "second branch"])
@@ -105,7 +128,7 @@ def test_apply_equals_the_reference(dtype, memory_format, shape, relu, branch):
     assert_close(z, reference.batch_norm_act(*arguments))
 
 
-@pytest.mark.parametrize("write_masked", [True, False], ids=["masked", "sums only"])
+@pytest.mark.parametrize("write_masked", [True, False], ids=["masked", "dx only"])
 @pytest.mark.parametrize("mask", ["linear", "sign of x", "sign of z"])
 @pytest.mark.parametrize("branches", [1, 2])
 @each_shape
@@ -121,14 +144,12 @@ def test_backward_equals_the_reference(dtype, memory_format, shape, branches, ma
     preactivation = torch.addcmul(p.affine[1].view(1, -1, 1, 1), p.x.to(p.affine.dtype), p.affine[0].view(1, -1, 1, 1))
     p.grad[preactivation.abs() < 1e-5] = 0
 
-    arguments = (p.grad, p.x, p.moments, p.affine, z, residual, moments, relu, write_masked)
-    sums, masked = ops.batch_norm_act_reduce(*arguments)
-    expected_sums, expected_masked = reference.batch_norm_act_reduce(*arguments)
+    arguments = (p.grad, p.x, p.moments, p.affine, z, residual, moments, relu)
+    sums = ops.batch_norm_act_reduce(*arguments)
     exact = [t.double() if isinstance(t, Tensor) else t for t in arguments]
-    assert_close(sums, reference.batch_norm_act_reduce(*exact)[0].to(sums.dtype), ulps_of_a_sum(dtype, p.count))
-    assert torch.equal(masked, expected_masked)
-    assert masked.stride() == p.x.stride() if write_masked else masked.numel() == 0
+    assert_close(sums, reference.batch_norm_act_reduce(*exact).to(sums.dtype), ulps_of_a_sum(dtype, p.count))
 
+    expected_sums = reference.batch_norm_act_reduce(*arguments)
     coefficients = p.coefficients(expected_sums[:2], p.moments)
     residual_coefficients = None if residual is None else p.coefficients(expected_sums[2:], moments)
     arguments = (p.grad, p.x, p.affine, coefficients, z, residual, residual_coefficients, relu, write_masked)
@@ -178,11 +199,11 @@ def test_pool_equals_the_reference(dtype, memory_format, shape, window):
 @each_format
 def test_statistics_are_as_accurate_as_stock_where_the_mean_is_far_from_zero(memory_format, offset):
     x = (torch.randn(8, 64, 28, 28) + offset).to(memory_format=memory_format)
-    exact = reference.batch_norm_stats(x.double())
+    exact = moments_of(x.double())
     mean, var = torch.zeros(64), torch.zeros(64)
     F.batch_norm(x, mean, var, training=True, momentum=1.0)
     count = x.numel() // 64
-    fused = ops.batch_norm_stats(x)
+    fused, _ = ops.batch_norm_stats(x, None, None, EPS)
     assert_as_accurate_as_stock(
         {"mean": fused[0], "var": fused[1]},
         {"mean": mean, "var": var * ((count - 1) / count)},
@@ -197,8 +218,8 @@ def test_results_do_not_depend_on_the_number_of_threads():
     try:
         for threads in (1, 2, 5):
             torch.set_num_threads(threads)
-            sums, masked = ops.batch_norm_act_reduce(p.grad, p.x, p.moments, p.affine, None, None, None, True, True)
-            results.append((ops.batch_norm_stats(p.x), sums, masked))
+            sums = ops.batch_norm_act_reduce(p.grad, p.x, p.moments, p.affine, None, None, None, True)
+            results.append((*ops.batch_norm_stats(p.x, p.weight, p.bias, EPS), sums))
     finally:
         torch.set_num_threads(before)
     for other in results[1:]:
@@ -210,10 +231,10 @@ def test_nan_and_infinity_come_out_where_stock_gives_them(memory_format):
     x = torch.randn(2, 3, 4, 4).to(memory_format=memory_format)
     x[0, 0, 1, 2], x[1, 1, 3, 3] = torch.nan, torch.inf
     stock = F.batch_norm(x, None, None, training=True, eps=EPS).relu()
-    moments = ops.batch_norm_stats(x)
+    moments, affine = ops.batch_norm_stats(x, None, None, EPS)
     assert torch.equal(moments.isnan(), torch.tensor([[True, False, False], [True, True, False], [True, True, False]]))
     assert moments[0, 1] == torch.inf
-    z = ops.batch_norm_act(x, ops.batch_norm_affine(moments, None, None, EPS), None, None, True)
+    z = ops.batch_norm_act(x, affine, None, None, True)
     assert torch.equal(z.isnan(), stock.isnan())
 
 
@@ -221,9 +242,9 @@ def test_nan_and_infinity_come_out_where_stock_gives_them(memory_format):
 def test_an_empty_batch_gives_nan_statistics_and_empty_activations(memory_format):
     p = Problem((2, 8, 4, 4), torch.float32, memory_format)
     x = torch.empty(0, 8, 4, 4).to(memory_format=memory_format)
-    assert ops.batch_norm_stats(x).isnan().all()
+    assert all(result.isnan().all() for result in ops.batch_norm_stats(x, None, None, EPS))
     assert ops.batch_norm_act(x, p.affine, None, None, True).shape == x.shape
-    sums, _ = ops.batch_norm_act_reduce(x, x, p.moments, p.affine, None, None, None, True, False)
+    sums = ops.batch_norm_act_reduce(x, x, p.moments, p.affine, None, None, None, True)
     assert torch.equal(sums, torch.zeros(2, 8))
     coefficients = torch.zeros(4, 8)
     dx, _ = ops.batch_norm_act_backward(x, x, p.affine, coefficients, None, None, None, True, False)
@@ -261,7 +282,7 @@ def test_every_instruction_set_gives_the_same_activations():
     program = (
         "import sys, torch, fused_resnet.ops; from fused_resnet import engines; engines.load_cpu_library();"
         "torch.manual_seed(0); x = torch.randn(2, 40, 9, 9).to(memory_format=torch.channels_last);"
-        "o = torch.ops.fused_resnet; m = o.batch_norm_stats(x); a = o.batch_norm_affine(m, None, None, 1e-5);"
+        "o = torch.ops.fused_resnet; m, a = o.batch_norm_stats(x, None, None, 1e-5);"
         "torch.save((m, o.batch_norm_act(x.bfloat16(), a, None, None, True)), sys.stdout.buffer)"
     )
     native = pytest.importorskip("fused_resnet._C", reason="built without Python's headers")

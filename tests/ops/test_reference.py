@@ -28,23 +28,29 @@ def bias():
     return torch.randn(4, dtype=torch.float64)
 
 
-def test_stats_are_the_mean_and_both_variances(x):
-    mean, biased, unbiased = bna.batch_norm_stats(x)
+def moments_of(x):
+    return bna.batch_norm_stats(x, None, None, EPS)[0]
+
+
+def test_stats_are_the_mean_and_both_variances(x, weight, bias):
+    moments, affine = bna.batch_norm_stats(x, weight, bias, EPS)
+    mean, biased, unbiased = moments
     torch.testing.assert_close(mean, x.mean((0, 2, 3)))
     torch.testing.assert_close(biased, x.var((0, 2, 3), correction=0))
     torch.testing.assert_close(unbiased, x.var((0, 2, 3), correction=1))
+    assert torch.equal(affine, bna.batch_norm_affine(moments, weight, bias, EPS))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_per_channel_results_are_float32(x, dtype):
-    moments = bna.batch_norm_stats(x.to(dtype))
+    moments = moments_of(x.to(dtype))
     affine = bna.batch_norm_affine(moments, None, None, EPS)
     assert moments.dtype == affine.dtype == torch.float32
     assert bna.batch_norm_act(x.to(dtype), affine, None, None, True).dtype == dtype
 
 
 def test_affine_and_act_are_batch_norm_and_relu(x, weight, bias):
-    affine = bna.batch_norm_affine(bna.batch_norm_stats(x), weight, bias, EPS)
+    affine = bna.batch_norm_affine(moments_of(x), weight, bias, EPS)
     expected = F.batch_norm(x, None, None, weight, bias, True, 0.0, EPS)
     torch.testing.assert_close(bna.batch_norm_act(x, affine, None, None, False), expected)
     torch.testing.assert_close(bna.batch_norm_act(x, affine, None, None, True), expected.relu())
@@ -55,7 +61,7 @@ def test_affine_and_act_are_batch_norm_and_relu(x, weight, bias):
 @pytest.mark.parametrize("batch_stats", [True, False])
 @pytest.mark.parametrize("relu", [True, False])
 def test_the_two_backward_passes_are_autograds_gradients(x, weight, bias, relu, batch_stats):
-    moments = bna.batch_norm_stats(x)
+    moments = moments_of(x)
     leaves = [t.clone().requires_grad_() for t in (x, weight, bias)]
     mean, var = (None, None) if batch_stats else moments[:2]
     z = F.batch_norm(leaves[0], mean, var, *leaves[1:], batch_stats, 0.0, EPS)
@@ -65,18 +71,18 @@ def test_the_two_backward_passes_are_autograds_gradients(x, weight, bias, relu, 
 
     affine = bna.batch_norm_affine(moments, weight, bias, EPS)
     for saved in (None, z.detach()):
-        sums, masked = bna.batch_norm_act_reduce(grad, x, moments, affine, saved, None, None, relu, True)
-        torch.testing.assert_close(masked, grad * (z > 0) if relu else grad)
+        sums = bna.batch_norm_act_reduce(grad, x, moments, affine, saved, None, None, relu)
         count = x.numel() // x.shape[1]
-        gradients, coefficients = bna.batch_norm_coefficients(sums, moments, weight, EPS, count, batch_stats)
-        dx, _ = bna.batch_norm_act_backward(grad, x, affine, coefficients, saved, None, None, relu, False)
+        *gradients, coefficients = bna.batch_norm_coefficients(sums, 0, moments, weight, EPS, count, batch_stats)
+        dx, masked = bna.batch_norm_act_backward(grad, x, affine, coefficients, saved, None, None, relu, True)
+        torch.testing.assert_close(masked, grad * (z > 0) if relu else grad)
         for got, wanted in zip((dx, *gradients), expected, strict=True):
             torch.testing.assert_close(got, wanted)
 
 
 def test_a_second_branch_gets_its_own_sums_and_gradient(x, weight, bias):
     r = torch.randn_like(x)
-    moments, moments_r = bna.batch_norm_stats(x), bna.batch_norm_stats(r)
+    moments, moments_r = moments_of(x), moments_of(r)
     leaves = [t.clone().requires_grad_() for t in (x, r)]
     norm = [F.batch_norm(t, None, None, weight, bias, True, 0.0, EPS) for t in leaves]
     z = (norm[0] + norm[1]).relu()
@@ -84,12 +90,12 @@ def test_a_second_branch_gets_its_own_sums_and_gradient(x, weight, bias):
     expected = torch.autograd.grad(z, leaves, grad)
 
     affine = bna.batch_norm_affine(moments, weight, bias, EPS)
-    sums, _ = bna.batch_norm_act_reduce(grad, x, moments, affine, z.detach(), r, moments_r, True, False)
+    sums = bna.batch_norm_act_reduce(grad, x, moments, affine, z.detach(), r, moments_r, True)
     assert sums.shape == (4, 4)
     count = x.numel() // x.shape[1]
     coefficients = [
-        bna.batch_norm_coefficients(s, m, weight, EPS, count, True)[1]
-        for s, m in zip(sums.split(2), (moments, moments_r), strict=True)
+        bna.batch_norm_coefficients(sums, branch, m, weight, EPS, count, True)[2]
+        for branch, m in enumerate((moments, moments_r))
     ]
     got = bna.batch_norm_act_backward(grad, x, affine, coefficients[0], z.detach(), r, coefficients[1], True, False)
     torch.testing.assert_close(got, expected)
@@ -101,7 +107,7 @@ POOLS = [([3, 3], [2, 2], [1, 1]), ([2, 2], [2, 2], [0, 0]), ([2, 3], [1, 2], [1
 @pytest.mark.parametrize("relu", [True, False])
 @pytest.mark.parametrize("geometry", POOLS, ids=str)
 def test_the_pool_is_stocks_and_so_is_its_gradient(x, weight, bias, geometry, relu):
-    affine = bna.batch_norm_affine(bna.batch_norm_stats(x), weight, bias, EPS)
+    affine = bna.batch_norm_affine(moments_of(x), weight, bias, EPS)
     z = bna.batch_norm_act(x, affine, None, None, relu).requires_grad_()
     expected = F.max_pool2d(z, *geometry)
     got, index = pool.batch_norm_act_pool(x, affine, relu, *geometry)
@@ -127,27 +133,32 @@ def test_the_pool_lets_nan_through_and_gives_it_the_gradient():
 @pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format], ids=str)
 def test_fakes_have_the_references_shapes_dtypes_and_strides(x, layout, dtype):
     x = x.to(dtype).contiguous(memory_format=layout)
-    moments = bna.batch_norm_stats(x)
+    moments = moments_of(x)
     affine = bna.batch_norm_affine(moments, None, None, EPS)
     grad = torch.ones_like(x)
-    sums, _ = bna.batch_norm_act_reduce(grad, x, moments, affine, None, None, None, True, False)
+    sums = bna.batch_norm_act_reduce(grad, x, moments, affine, None, None, None, True)
     coefficients, frozen = (
-        bna.batch_norm_coefficients(sums, moments, None, EPS, 90, stats)[1] for stats in (True, False)
+        bna.batch_norm_coefficients(sums, 0, moments, None, EPS, 90, stats)[2] for stats in (True, False)
     )
     z, index = pool.batch_norm_act_pool(x, affine, True, *POOLS[0])
     calls = {
-        "batch_norm_stats": [(x,)],
+        "batch_norm_stats": [(x, None, None, EPS), (x, affine[0], affine[1], EPS)],
         "batch_norm_affine": [(moments, None, None, EPS), (moments, affine[0], affine[1], EPS)],
         "batch_norm_act": [(x, affine, None, None, True), (x, affine, x, None, False), (x, affine, x, affine, True)],
         "batch_norm_act_reduce": [
-            (grad, x, moments, affine, None, None, None, *flags) for flags in itertools.product((True, False), repeat=2)
-        ] + [(grad, x, moments, affine, x, x.clone(), moments, True, False)],
-        "batch_norm_coefficients": [(sums, moments, None, EPS, 90, stats) for stats in (True, False)],
+            (grad, x, moments, affine, None, None, None, True),
+            (grad, x, moments, affine, x, x.clone(), moments, False),
+        ],
+        "batch_norm_coefficients": [(sums, 0, moments, None, EPS, 90, stats) for stats in (True, False)],
         "batch_norm_act_backward": [
             (grad, x, affine, c, None, None, None, *flags)
             for c in (coefficients, frozen) for flags in itertools.product((True, False), repeat=2)
         ] + [(grad, x, affine, coefficients, x, x.clone(), coefficients, True, False)],
         "batch_norm_act_backward_": [(grad.clone(), x, affine, c, None, True) for c in (coefficients, frozen)],
+        "update_running_stats_": [
+            ([moments[0].clone()], [moments[1].clone()], [torch.tensor(3)], [moments], momentum)
+            for momentum in (0.1, None)
+        ],
         "add_masked_": [(x.clone(), grad, x, True), (x.clone(), grad, None, False)],
         "batch_norm_act_pool": [(x, affine, True, *POOLS[0])],
         "max_pool_backward": [(torch.ones_like(z), index, list(x.shape[2:]), *POOLS[0])],

@@ -49,8 +49,6 @@ struct MaskedGradient {
   const void* z;      // for kOutput
   const void* scale;  // for kPreactivation: the sign of scale·x + shift
   const void* shift;
-  void* masked;  // G is written here, or null
-  bool stream;   // the stores of this pass go past the caches
 };
 
 // ΣG, ΣG·(x - mean), and ΣG·(residual - residual_mean) of every channel of a tile.  Bytes: 2s an element, and s for
@@ -75,9 +73,19 @@ struct BatchNormActBackward {
   const void* x;
   const void* coefficients[4];  // a, g0, k, mean; the last three are null where the gradient is a·G alone
   void* dx;
+  void* masked;          // G is written here, or null
   const void* residual;  // or null
   const void* residual_coefficients[4];
   void* residual_dx;
+  bool stream;  // store past the caches
+};
+
+// dx += G.  Bytes: 3s an element, 4s with z.
+struct AddMasked {
+  Activation activation;
+  const void* grad;
+  const void* z;  // or null: G = grad
+  void* dx;
 };
 
 }  // namespace fused_resnet

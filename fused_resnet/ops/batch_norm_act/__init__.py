@@ -9,8 +9,9 @@ from fused_resnet.ops.library import accumulation_dtype
 __all__ = ["OPERATIONS", "reference"]
 
 
-def _fake_stats(x: Tensor) -> Tensor:
-    return x.new_empty(3, x.shape[1], dtype=accumulation_dtype(x.dtype))
+def _fake_stats(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> tuple[Tensor, Tensor]:
+    moments = x.new_empty(3, x.shape[1], dtype=accumulation_dtype(x.dtype))
+    return moments, moments.new_empty(2, x.shape[1])
 
 
 def _fake_affine(moments: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
@@ -30,16 +31,19 @@ def _fake_reduce(
     residual: Tensor | None,
     residual_moments: Tensor | None,
     relu: bool,
-    write_masked: bool,
-) -> tuple[Tensor, Tensor]:
-    sums = moments.new_empty(2 if residual is None else 4, x.shape[1])
-    return sums, torch.empty_like(grad) if write_masked else grad.new_empty(0)
+) -> Tensor:
+    return moments.new_empty(2 if residual is None else 4, x.shape[1])
 
 
 def _fake_coefficients(
-    sums: Tensor, moments: Tensor, weight: Tensor | None, eps: float, count: int, batch_stats: bool
-) -> tuple[Tensor, Tensor]:
-    return moments.new_empty(2, moments.shape[1]), moments.new_empty(4 if batch_stats else 1, moments.shape[1])
+    sums: Tensor, branch: int, moments: Tensor, weight: Tensor | None, eps: float, count: int, batch_stats: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    channels = moments.shape[1]
+    return (
+        moments.new_empty(channels),
+        moments.new_empty(channels),
+        moments.new_empty(4 if batch_stats else 1, channels),
+    )
 
 
 def _fake_backward(
@@ -68,9 +72,22 @@ def _fake_add_masked_(dx: Tensor, grad: Tensor, z: Tensor | None, relu: bool) ->
     return None
 
 
+def _fake_update_running_stats_(
+    means: list[Tensor],
+    variances: list[Tensor],
+    counters: list[Tensor],
+    moments: list[Tensor],
+    momentum: float | None,
+) -> None:
+    return None
+
+
 # name -> (schema, fake)
 OPERATIONS = {
-    "batch_norm_stats": ("(Tensor x) -> Tensor", _fake_stats),
+    "batch_norm_stats": (
+        "(Tensor x, Tensor? weight, Tensor? bias, float eps) -> (Tensor, Tensor)",
+        _fake_stats,
+    ),
     "batch_norm_affine": ("(Tensor moments, Tensor? weight, Tensor? bias, float eps) -> Tensor", _fake_affine),
     "batch_norm_act": (
         "(Tensor x, Tensor affine, Tensor? residual, Tensor? residual_affine, bool relu) -> Tensor",
@@ -78,11 +95,12 @@ OPERATIONS = {
     ),
     "batch_norm_act_reduce": (
         "(Tensor grad, Tensor x, Tensor moments, Tensor affine, Tensor? z, Tensor? residual,"
-        " Tensor? residual_moments, bool relu, bool write_masked) -> (Tensor, Tensor)",
+        " Tensor? residual_moments, bool relu) -> Tensor",
         _fake_reduce,
     ),
     "batch_norm_coefficients": (
-        "(Tensor sums, Tensor moments, Tensor? weight, float eps, SymInt count, bool batch_stats) -> (Tensor, Tensor)",
+        "(Tensor sums, int branch, Tensor moments, Tensor? weight, float eps, SymInt count, bool batch_stats)"
+        " -> (Tensor, Tensor, Tensor)",
         _fake_coefficients,
     ),
     "batch_norm_act_backward": (
@@ -93,6 +111,10 @@ OPERATIONS = {
     "batch_norm_act_backward_": (
         "(Tensor(a!) grad, Tensor x, Tensor affine, Tensor coefficients, Tensor? z, bool relu) -> ()",
         _fake_backward_,
+    ),
+    "update_running_stats_": (
+        "(Tensor(a!)[] means, Tensor(b!)[] variances, Tensor(c!)[] counters, Tensor[] moments, float? momentum) -> ()",
+        _fake_update_running_stats_,
     ),
     "add_masked_": ("(Tensor(a!) dx, Tensor grad, Tensor? z, bool relu) -> ()", _fake_add_masked_),
 }

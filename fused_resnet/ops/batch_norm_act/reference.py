@@ -9,7 +9,6 @@ name               shape   rows
 ``moments``        [3, C]  mean, biased variance, unbiased variance (for the running one)
 ``affine``         [2, C]  scale ``a``, shift ``b``; the normalised output is ``a·x + b``
 ``sums``           [2, C]  ΣG, ΣG·(x − mean); four rows where there are two branches
-``gradients``      [2, C]  dγ, dβ
 ``coefficients``   [4, C]  a, g0, k, mean; the input's gradient is ``a·((G − g0) − k·(x − mean))``; [1, C], ``a`` alone,
                            where the statistics are not the batch's own
 =================  ======  ============================================================
@@ -23,11 +22,15 @@ from torch import Tensor
 from fused_resnet.ops.library import accumulation_dtype
 
 
-def batch_norm_stats(x: Tensor) -> Tensor:
-    """Compute ``mean = Σx/m``, ``var = Σ(x − mean)²/m`` of every channel, ``m = N·H·W``; returns moments [3, C]."""
+def batch_norm_stats(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> tuple[Tensor, Tensor]:
+    """Compute ``mean = Σx/m``, ``var = Σ(x − mean)²/m`` of every channel, ``m = N·H·W``.
+
+    Returns (moments [3, C], affine [2, C] of :func:`batch_norm_affine`).
+    """
     var, mean = torch.var_mean(x.to(accumulation_dtype(x.dtype)), dim=(0, 2, 3), correction=0)
     count = x.numel() // x.shape[1]
-    return torch.stack((mean, var, var * (count / max(count - 1, 1))))
+    moments = torch.stack((mean, var, var * (count / max(count - 1, 1))))
+    return moments, batch_norm_affine(moments, weight, bias, eps)
 
 
 def batch_norm_affine(moments: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
@@ -67,38 +70,35 @@ def batch_norm_act_reduce(
     residual: Tensor | None,
     residual_moments: Tensor | None,
     relu: bool,
-    write_masked: bool,
-) -> tuple[Tensor, Tensor]:
-    """Compute ``ΣG`` and ``ΣG·(x − mean)`` of every channel; returns (sums [2, C] or [4, C], masked).
+) -> Tensor:
+    """Compute ``ΣG`` and ``ΣG·(x − mean)`` of every channel; returns sums [2, C] or [4, C].
 
     ``G`` is ``grad``, or 0 where ``relu`` and ``z <= 0`` (NaN passes, as in stock torch).  Without ``z`` the sign is
-    taken from ``a·x + b``.  With ``residual`` two further rows hold the second branch's sums.  ``masked`` is ``G`` in
-    the dtype of ``grad`` where ``write_masked``, and empty otherwise.
+    taken from ``a·x + b``.  With ``residual`` two further rows hold the second branch's sums.
     """
     masked = _mask(grad, x, affine, z, relu)
     rows = _sums(masked, x, moments)
     if residual is not None and residual_moments is not None:
         rows += _sums(masked, residual, residual_moments)
-    return torch.stack(rows), _written(masked, grad) if write_masked else grad.new_empty(0)
+    return torch.stack(rows)
 
 
 def batch_norm_coefficients(
-    sums: Tensor, moments: Tensor, weight: Tensor | None, eps: float, count: int, batch_stats: bool
-) -> tuple[Tensor, Tensor]:
-    """Finalise the sums of one branch; returns (gradients [2, C], coefficients [4, C] or [1, C]).
+    sums: Tensor, branch: int, moments: Tensor, weight: Tensor | None, eps: float, count: int, batch_stats: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Finalise the sums of one branch, 0 or 1; returns (dγ [C], dβ [C], coefficients [4, C] or [1, C]).
 
     ``dβ = ΣG``, ``dγ = rstd·ΣG·(x − mean)``, ``g0 = dβ/m``, ``k = rstd·dγ/m``, with ``m = count``.
     Where the statistics are not the batch's own (``batch_stats`` false) there is only ``a``.
     """
     mean, var, _ = moments.double()
-    sum_grad, sum_centred = sums.double()
+    sum_grad, sum_centred = sums[2 * branch : 2 * branch + 2].double()
     rstd = (var + eps).rsqrt()
     scale = rstd if weight is None else rstd * weight.double()
     grad_weight = rstd * sum_centred
-    gradients = torch.stack((grad_weight, sum_grad)).to(moments.dtype)
-    if not batch_stats:
-        return gradients, scale.to(moments.dtype).unsqueeze(0)
-    return gradients, torch.stack((scale, sum_grad / count, rstd * grad_weight / count, mean)).to(moments.dtype)
+    rows = (scale, sum_grad / count, rstd * grad_weight / count, mean) if batch_stats else (scale,)
+    coefficients = torch.stack(rows).to(moments.dtype)
+    return grad_weight.to(moments.dtype), sum_grad.to(moments.dtype), coefficients
 
 
 def batch_norm_act_backward(
@@ -137,6 +137,28 @@ def add_masked_(dx: Tensor, grad: Tensor, z: Tensor | None, relu: bool) -> None:
     if relu and z is not None:
         grad = torch.where(z <= 0, 0, grad)
     dx.add_(grad)
+
+
+def update_running_stats_(
+    means: list[Tensor],
+    variances: list[Tensor],
+    counters: list[Tensor],
+    moments: list[Tensor],
+    momentum: float | None,
+) -> None:
+    """Count a batch, and move running means and (unbiased) variances: ``running += momentum·(batch − running)``.
+
+    Without ``momentum`` they become the average of all batches that their counters have seen.
+    """
+    if counters:
+        torch._foreach_add_(counters, 1)
+    running = [*means, *variances]
+    batch = [*(mean for mean, _, _ in moments), *(var for _, _, var in moments)]
+    if momentum is None:
+        for moved, new, counter in zip(running, batch, counters * 2, strict=True):
+            moved.copy_(moved.double().lerp(new.double(), counter.double().reciprocal()))
+    else:
+        torch._foreach_lerp_(running, [new.to(r.dtype) for new, r in zip(batch, running, strict=True)], momentum)
 
 
 def _channels(row: Tensor) -> Tensor:
