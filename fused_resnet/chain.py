@@ -76,7 +76,7 @@ def forward(
     moments: list[Tensor] = []
 
     def conv_norm(unit: Unit, p: Parameters, weight: Tensor | None, z: Tensor) -> tuple[Tensor, Tensor]:
-        y = _dense(z) if unit.conv is None else _conv(unit.conv, z, weight, p.conv_bias)
+        y = _dense(z if unit.conv is None else _conv(unit.conv, z, weight, p.conv_bias), k.channels_last)
         if unit.batch_stats:
             _check_batch(y)
             unit_moments, affine = k.batch_norm_stats(y, p.weight, p.bias, unit.eps)
@@ -91,7 +91,7 @@ def forward(
             saved.append(weight)
         return y, affine
 
-    z = x
+    z = _dense(x, True) if k.channels_last else x  # then so is what a convolution makes of it
     *inner, end = zip(chain.units, by_unit, weights, strict=False)
     for unit, p, weight in inner:
         y, affine = conv_norm(unit, p, weight, z)
@@ -285,7 +285,9 @@ class _Backward:
     def y(self, i: int) -> Tensor:
         """Return the input of a unit's batch norm."""
         y = self.saved[i].y
-        return y if y is not None else _dense(self.x if i < len(self.chain.units) else self.source)
+        return (
+            y if y is not None else _dense(self.x if i < len(self.chain.units) else self.source, self.k.channels_last)
+        )
 
     def wants_dy(self, i: int) -> bool:
         """Whether the gradient of a unit's batch norm's input leads anywhere."""
@@ -334,7 +336,10 @@ def _as(gradient: Any, parameter: Any) -> Tensor:
     return result
 
 
-def _dense(x: Tensor) -> Tensor:
+def _dense(x: Tensor, channels_last: bool) -> Tensor:
+    """``x`` without gaps, in channels_last where the kernels take nothing else."""
+    if channels_last:
+        return x.contiguous(memory_format=torch.channels_last)
     return x if x.is_contiguous(memory_format=torch.channels_last) else x.contiguous()
 
 

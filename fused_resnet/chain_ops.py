@@ -82,19 +82,26 @@ def update_running_stats_(
 
 def _forward(chain, x, shortcut, parameters, running) -> tuple[Tensor, list[Tensor], list[Tensor]]:
     k = ops.kernels(chain.engine, x.device.type, x.dtype)
-    with _without_autocast(x):
+    with _without_autocast(x), _on_device(x):
         return forward(chain, x, shortcut, parameters, running, k)
 
 
 def _backward(chain, grad, x, shortcut, output, parameters, moments, saved, needs_grad) -> list[Tensor | None]:
     k = ops.kernels(chain.engine, x.device.type, x.dtype)
-    with _without_autocast(x):
+    with _without_autocast(x), _on_device(x):
         return backward(chain, grad, x, shortcut, output, parameters, moments, saved, needs_grad, k)
 
 
 def _without_autocast(x: Tensor) -> contextlib.AbstractContextManager[Any]:
     if torch.is_autocast_enabled(x.device.type):
         return torch.autocast(x.device.type, enabled=False)
+    return contextlib.nullcontext()
+
+
+def _on_device(x: Tensor) -> contextlib.AbstractContextManager[Any]:
+    """Triton launches on the current device, whichever its tensors are on."""
+    if x.device.type == "cuda" and x.device.index != torch.cuda.current_device():
+        return torch.cuda.device(x.device)
     return contextlib.nullcontext()
 
 
@@ -159,7 +166,8 @@ def _chain_forward(x, shortcut, parameters, running, chain: str):
 
 
 def _chain_forward_fake(x, shortcut, parameters, running, chain: str):
-    return forward(parse_chain(chain), x, shortcut, parameters, running, ops.dispatched())
+    parsed = parse_chain(chain)
+    return forward(parsed, x, shortcut, parameters, running, ops.fakes(parsed.engine, x.device.type, x.dtype))
 
 
 def _chain_backward(grad, x, shortcut, output, parameters, moments, saved, needs_grad, chain: str):
@@ -168,8 +176,9 @@ def _chain_backward(grad, x, shortcut, output, parameters, moments, saved, needs
 
 
 def _chain_backward_fake(grad, x, shortcut, output, parameters, moments, saved, needs_grad, chain: str):
-    k = ops.dispatched()
-    gradients = backward(parse_chain(chain), grad, x, shortcut, output, parameters, moments, saved, needs_grad, k)
+    parsed = parse_chain(chain)
+    k = ops.fakes(parsed.engine, x.device.type, x.dtype)
+    gradients = backward(parsed, grad, x, shortcut, output, parameters, moments, saved, needs_grad, k)
     return [gradient for gradient in gradients if gradient is not None]
 
 

@@ -1,11 +1,14 @@
 """Which engine serves the fused operations, and if one does not, why.
 
-An engine is a complete set of kernels: ``reference`` (plain torch, on any device: the definition) and ``cpu`` (C++,
-vectorised and threaded).  The native library is loaded on first use and never at import.
+An engine is a complete set of kernels: ``reference`` (plain torch, on any device: the definition), ``cpu`` (C++,
+vectorised and threaded), ``triton`` and ``cuda`` (C++) for NVIDIA GPUs.  The native libraries are loaded on first use
+and never at import.
 """
 
 import functools
 import json
+import os
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +16,15 @@ import torch
 
 PACKAGE = Path(__file__).parent
 CPU_LIBRARY = PACKAGE / "libfused_resnet_cpu.so"
+CUDA_LIBRARY = PACKAGE / "libfused_resnet_cuda.so"
 CPU_DTYPES = (torch.float32, torch.bfloat16, torch.float64)
+GPU_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+LEAST_CAPABILITY = (8, 0)
 
-# in the order in which "auto" tries them
-NAMES = ("cpu", "reference")
+# in the order in which "auto" tries them; that of triton and cuda is not measured yet
+NAMES = ("cpu", "triton", "cuda", "reference")
+# those whose kernels want activations in channels_last
+GPU_NAMES = ("triton", "cuda")
 
 
 class EngineError(RuntimeError):
@@ -39,27 +47,33 @@ def choose(engine: str, device_type: str, dtype: torch.dtype) -> str:
     """
     check_name(engine)
     if engine == "auto":
+        engine = os.environ.get("FUSED_RESNET_ENGINE", "auto")
+        check_name(engine, "FUSED_RESNET_ENGINE")
+    if engine == "auto":
         return next(name for name in NAMES if why_not(name, device_type, dtype) is None)
     if reason := why_not(engine, device_type, dtype):
         raise EngineError(f"engine={engine!r} cannot serve: {reason}; use engine='auto' for one that can")
     return engine
 
 
-def check_name(engine: str) -> None:
-    """Raise a ValueError unless ``engine`` is ``"auto"`` or one of :data:`NAMES`."""
+def check_name(engine: str, argument: str = "engine") -> None:
+    """Raise a ValueError that names ``argument`` unless ``engine`` is ``"auto"`` or one of :data:`NAMES`."""
     if engine not in ("auto", *NAMES):
-        raise ValueError(f"engine must be one of {', '.join(map(repr, ('auto', *NAMES)))}, got {engine!r}")
+        raise ValueError(f"{argument} must be one of {', '.join(map(repr, ('auto', *NAMES)))}, got {engine!r}")
 
 
 def why_not(engine: str, device_type: str, dtype: torch.dtype | None = None) -> str | None:
     """Return why ``engine`` cannot serve, or None where it can."""
     if engine == "reference":
         return None
-    if device_type != "cpu":
-        return f"its kernels run on the CPU, the activations are on {device_type!r}"
-    if dtype is not None and dtype not in CPU_DTYPES:
-        return f"its kernels take {', '.join(str(d).removeprefix('torch.') for d in CPU_DTYPES)}, not {dtype}"
-    return load_cpu_library() or _wrong.get(engine)
+    kind, dtypes = ("cuda", GPU_DTYPES) if engine in GPU_NAMES else ("cpu", CPU_DTYPES)
+    if device_type != kind:
+        where = "a GPU" if kind == "cuda" else "the CPU"
+        return f"its kernels run on {where}, the activations are on {device_type!r}"
+    if dtype is not None and dtype not in dtypes:
+        return f"its kernels take {', '.join(str(d).removeprefix('torch.') for d in dtypes)}, not {dtype}"
+    load = {"cpu": load_cpu_library, "triton": load_triton, "cuda": load_cuda_library}[engine]
+    return load() or _wrong.get(engine)
 
 
 # engines whose self-check failed on this machine, and how
@@ -75,13 +89,46 @@ def rule_out(engine: str, reason: str) -> None:
 @functools.cache
 def load_cpu_library() -> str | None:
     """Load the native CPU kernels once; return why that is impossible, or None."""
-    if not CPU_LIBRARY.exists():
+    return _load(CPU_LIBRARY)
+
+
+@functools.cache
+def load_cuda_library() -> str | None:
+    """Load the native CUDA kernels once; return why that is impossible, or None."""
+    if reason := _why_no_gpu():
+        return reason
+    built = build_record().get("cuda", {})
+    if built and built["version"].split(".")[0] != str(torch.version.cuda).split(".")[0]:
+        return f"{CUDA_LIBRARY.name} was built with CUDA {built['version']}, torch with {torch.version.cuda}"
+    return _load(CUDA_LIBRARY)
+
+
+@functools.cache
+def load_triton() -> str | None:
+    """Return why Triton's kernels cannot run here, or None."""
+    if reason := _why_no_gpu():
+        return reason
+    return None if find_spec("triton") else "triton is not installed: pip install triton"
+
+
+def _why_no_gpu() -> str | None:
+    if torch.version.cuda is None:
+        return f"torch {torch.__version__} was built without CUDA"
+    if not torch.cuda.is_available():
+        return "torch sees no CUDA device"
+    if torch.cuda.get_device_capability() < LEAST_CAPABILITY:
+        return f"{torch.cuda.get_device_name()} is older than compute capability {LEAST_CAPABILITY[0]}.0"
+    return None
+
+
+def _load(library: Path) -> str | None:
+    if not library.exists():
         reason = build_record().get("left_out", "this installation was made without it")
-        return f"the native library {CPU_LIBRARY.name} is missing: {reason}"
+        return f"the native library {library.name} is missing: {reason}"
     try:
-        torch.ops.load_library(str(CPU_LIBRARY))
+        torch.ops.load_library(str(library))
     except OSError as error:
-        return f"{CPU_LIBRARY.name} does not load under torch {torch.__version__}: {error}"
+        return f"{library.name} does not load under torch {torch.__version__}: {error}"
     return None
 
 

@@ -132,7 +132,8 @@ class Report:
         width = max((len(row.module) for row in self.rows), default=0)
         lines = []
         for row in self.rows:
-            text = f"{row.what}  [{row.engine}]" if row.what is not None else f"stock: {row.reason}"
+            note = f"; {row.reason}" if row.reason else ""
+            text = f"{row.what}  [{row.engine}]{note}" if row.what is not None else f"stock: {row.reason}"
             lines.append(f"  {row.module:<{width}}  {text}")
         return "\n".join([head, *lines])
 
@@ -154,7 +155,8 @@ def explain(model: nn.Module) -> Report:
             continue
         for paths, chain in zip(plan.chains, chains, strict=True):
             if isinstance(module, FusedModule):
-                rows.append(Row(shown, _describe(paths), _serving_engine(plan.engine, chain.parameters), ""))
+                engine = _serving_engine(plan.engine, chain.parameters)
+                rows.append(Row(shown, _describe(paths), engine, _copies(engine, chain.parameters)))
             else:
                 rows.append(Row(shown, None, "", f"not fused: {_describe(paths)} can be"))
         fused = {path for paths in plan.chains for path in paths.modules}
@@ -172,6 +174,14 @@ def _serving_engine(engine: str, parameters: list[torch.Tensor]) -> str:
         return engines.choose(engine, weight.device.type, weight.dtype)
     except engines.EngineError as error:
         return str(error)
+
+
+def _copies(engine: str, parameters: list[torch.Tensor]) -> str:
+    """Say where a chain makes copies that a channels_last model would not need."""
+    weights = [p for p in parameters if p.dim() == 4]
+    if engine not in engines.GPU_NAMES or all(w.is_contiguous(memory_format=torch.channels_last) for w in weights):
+        return ""
+    return "copies a contiguous input to channels_last: model.to(memory_format=torch.channels_last), and its input too"
 
 
 def _describe(paths: ChainPaths) -> str:

@@ -1,7 +1,10 @@
 """Which engine serves, and what is said where one cannot."""
 
+import re
+
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import fused_resnet
 from fused_resnet import engines, ops
@@ -52,7 +55,9 @@ def test_an_engine_by_name_that_cannot_serve_says_why_and_what_to_do():
 
 
 def test_an_unknown_engine_is_refused_with_those_that_exist():
-    with pytest.raises(ValueError, match="engine must be one of 'auto', 'cpu', 'reference', got 'tpu'"):
+    with pytest.raises(
+        ValueError, match="engine must be one of 'auto', 'cpu', 'triton', 'cuda', 'reference', got 'tpu'"
+    ):
         engines.choose("tpu", "cpu", torch.float32)
 
 
@@ -92,3 +97,75 @@ def test_a_library_that_does_not_load_is_a_reason_not_an_error(fresh_engines, tm
 def test_the_engines_agree():
     x = torch.randn(2, 16, 5, 5)
     torch.testing.assert_close(batch_norm_act(x, engine="cpu"), batch_norm_act(x, engine="reference"))
+
+
+def test_the_environment_names_the_engine_that_auto_takes(fresh_engines):
+    fresh_engines.setenv("FUSED_RESNET_ENGINE", "reference")
+    assert engines.choose("auto", "cpu", torch.float32) == "reference"
+    assert engines.choose("cpu", "cpu", torch.float32) == "cpu"
+
+
+def test_the_environments_engine_must_exist(fresh_engines):
+    fresh_engines.setenv("FUSED_RESNET_ENGINE", "tpu")
+    with pytest.raises(ValueError, match=r"FUSED_RESNET_ENGINE must be one of .*, got 'tpu'"):
+        engines.choose("auto", "cpu", torch.float32)
+
+
+def test_the_self_check_finds_a_wrong_kernel_and_can_be_skipped(fresh_engines):
+    def wrong(x, weight, bias, eps):
+        moments, affine = ops.batch_norm_act.reference.batch_norm_stats(x, weight, bias, eps)
+        return moments, affine + 1e-2
+
+    right = ops.kernels("cpu", "cpu", torch.float32)
+    broken = type(right)(**{**vars(right), "batch_norm_stats": wrong})
+    fresh_engines.setattr(ops, "kernels", lambda engine, *_: right if engine == "reference" else broken)
+    fresh_engines.setattr(ops.kernels, "cache_clear", lambda: None, raising=False)
+    fresh_engines.setattr(engines, "_wrong", {})
+    check = ops.self_check.__wrapped__
+    assert "batch_norm_stats in torch.float32 is off" in check()["cpu"]
+    assert "self-check failed" in engines.why_not("cpu", "cpu")
+    assert engines.choose("auto", "cpu", torch.float32) == "reference"
+    fresh_engines.setenv("FUSED_RESNET_SELF_TEST", "0")
+    assert check() == {}
+
+
+@pytest.mark.parametrize("engine", engines.GPU_NAMES)
+def test_without_a_gpu_its_engines_say_so(engine):
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    assert re.search("without CUDA|no CUDA device", engines.why_not(engine, "cuda", torch.bfloat16))
+    assert "take float32, bfloat16, float16, not torch.float64" in engines.why_not(engine, "cuda", torch.float64)
+    assert "run on a GPU, the activations are on 'cpu'" in engines.why_not(engine, "cpu", torch.float32)
+
+
+@pytest.fixture
+def pretended_gpu(fresh_engines):
+    """Let the Triton kernels be chosen for tensors on a GPU that is not there."""
+    fresh_engines.setattr(engines, "load_triton", lambda: None)
+    ops.fakes.cache_clear()
+    yield
+    ops.fakes.cache_clear()
+
+
+def test_explain_says_where_a_contiguous_model_is_copied(pretended_gpu):
+    with FakeTensorMode(), torch.device("cuda"):
+        model = fused_resnet.fuse(torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4)))
+        (row,) = fused_resnet.explain(model).fused
+        assert row.engine == "triton"
+        assert "copies a contiguous input to channels_last" in row.reason
+        model[0].weight.data = model[0].weight.data.contiguous(memory_format=torch.channels_last)
+        assert fused_resnet.explain(model).fused[0].reason == ""
+
+
+@pytest.mark.parametrize("memory_format", [torch.channels_last, torch.contiguous_format], ids=["NHWC", "NCHW"])
+def test_a_traced_chain_on_a_gpu_is_channels_last(pretended_gpu, memory_format, monkeypatch):
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    with FakeTensorMode(), torch.device("cuda"):
+        model = fused_resnet.models.resnet20()
+        for p in model.parameters():
+            if p.dim() == 4:
+                p.data = p.data.contiguous(memory_format=memory_format)
+        fused_resnet.fuse(model)
+        x = torch.empty(2, 3, 32, 32).to(memory_format=memory_format)
+        z = model.layer2(model.layer1(model.relu(model.bn1(model.conv1(x)))))
+        assert z.is_contiguous(memory_format=torch.channels_last)

@@ -11,7 +11,9 @@ add implementations to them.
 import copy
 import functools
 import itertools
+import os
 from collections.abc import Callable
+from importlib import import_module
 from types import SimpleNamespace
 from typing import Any
 
@@ -33,20 +35,46 @@ for _folder in FOLDERS:
 
 @functools.cache
 def kernels(engine: str, device_type: str, dtype: torch.dtype) -> SimpleNamespace:
-    """Return every operation as a function, by name, in the engine that serves ``dtype`` on ``device_type``."""
-    if engines.choose(engine, device_type, dtype) == "reference":
-        return SimpleNamespace(
-            **{name: getattr(folder.reference, name) for folder in FOLDERS for name in folder.OPERATIONS}
-        )
-    return dispatched()
+    """Return every operation as a function, by name, in the engine that serves ``dtype`` on ``device_type``.
+
+    ``channels_last`` says whether they take activations in that memory format only.
+    """
+    served = engines.choose(engine, device_type, dtype)
+    if served == "reference":
+        return gather(batch_norm_act.reference, batch_norm_act_pool.reference, channels_last=False)
+    if served == "cpu":
+        return fakes(engine, device_type, dtype)
+    if served == "triton":
+        return gather(triton_kernels(batch_norm_act), triton_kernels(batch_norm_act_pool), channels_last=True)
+    pool = batch_norm_act_pool.reference if engines.load_triton() else triton_kernels(batch_norm_act_pool)
+    return gather(dispatched(batch_norm_act), pool, channels_last=True)
 
 
 @functools.cache
-def dispatched() -> SimpleNamespace:
-    """Return every operation as torch's dispatcher knows it: native kernels for real tensors, shapes for fake ones."""
-    return SimpleNamespace(
-        **{name: getattr(torch.ops.fused_resnet, name).default for folder in FOLDERS for name in folder.OPERATIONS}
-    )
+def fakes(engine: str, device_type: str, dtype: torch.dtype) -> SimpleNamespace:
+    """Return what :func:`kernels` does as torch's dispatcher knows it, which for fake tensors gives shapes alone."""
+    channels_last = engines.choose(engine, device_type, dtype) in engines.GPU_NAMES
+    return gather(dispatched(batch_norm_act), dispatched(batch_norm_act_pool), channels_last=channels_last)
+
+
+def gather(*sources: Any, channels_last: bool) -> SimpleNamespace:
+    """Gather the operations of every folder of :data:`FOLDERS` from one source each."""
+    found = {
+        name: getattr(source, name)
+        for folder, source in zip(FOLDERS, sources, strict=True)
+        for name in folder.OPERATIONS
+    }
+    return SimpleNamespace(**found, channels_last=channels_last)
+
+
+def triton_kernels(folder: Any) -> Any:
+    """Return an operation folder's module of Triton kernels; the first call imports triton."""
+    return import_module(f"{folder.__name__}.triton")
+
+
+def dispatched(folder: Any) -> SimpleNamespace:
+    """Return a folder's operations as torch's dispatcher knows them."""
+    return SimpleNamespace(**{name: getattr(torch.ops.fused_resnet, name).default for name in folder.OPERATIONS})
 
 
 @functools.cache
@@ -54,14 +82,17 @@ def self_check() -> dict[str, str | None]:
     """Run the native kernels once, on small tensors, against the definition; an engine that is wrong is ruled out.
 
     Returns the engines checked, each with None or what was wrong.  ``fuse`` asks for it, never a forward: a check
-    there would break the capture of a CUDA graph.
+    there would break the capture of a CUDA graph.  ``FUSED_RESNET_SELF_TEST=0`` skips it.
     """
+    if os.environ.get("FUSED_RESNET_SELF_TEST") == "0":
+        return {}
     checked: dict[str, str | None] = {}
-    if engines.why_not("cpu", "cpu") is None:
-        checked["cpu"] = _first_wrong(dispatched(), "cpu", engines.CPU_DTYPES)
-        if checked["cpu"] is not None:
-            engines.rule_out("cpu", f"its self-check failed: {checked['cpu']}")
-            kernels.cache_clear()
+    for engine, device, dtypes in (("cpu", "cpu", engines.CPU_DTYPES), ("cuda", "cuda", engines.GPU_DTYPES)):
+        if engines.why_not(engine, device) is None:
+            checked[engine] = _first_wrong(kernels(engine, device, torch.float32), device, dtypes)
+            if checked[engine] is not None:
+                engines.rule_out(engine, f"its self-check failed: {checked[engine]}")
+                kernels.cache_clear()
     return checked
 
 
@@ -69,7 +100,8 @@ def _first_wrong(k: SimpleNamespace, device: str, dtypes: tuple[torch.dtype, ...
     """Return the first operation whose result is not the definition's, up to rounding, or None."""
     reference = kernels("reference", device, torch.float32)
     generator = torch.Generator().manual_seed(0)
-    for dtype, memory_format in itertools.product(dtypes, (torch.channels_last, torch.contiguous_format)):
+    formats = (torch.channels_last,) if k.channels_last else (torch.channels_last, torch.contiguous_format)
+    for dtype, memory_format in itertools.product(dtypes, formats):
         shape = (3, 19, 5, 7)  # no vector length divides it
 
         x, grad, residual = (

@@ -1,0 +1,127 @@
+"""Compile every Triton kernel that a training step launches, for a GPU that is not there, and report what came out.
+
+    python tests/ops/compile_ahead.py 90 bfloat16 64 2048
+
+The operations are called on meta tensors of a ResNet-50's shapes; every launch is made a compile.  Printed is one line
+of JSON for each kernel: registers, spilled bytes, shared memory, warps, blocks a multiprocessor, instructions.  The
+numbers behind the dtype are channels.
+"""
+
+import collections
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.runtime import driver, jit
+
+from fused_resnet import ops
+from fused_resnet.ops import batch_norm_act, batch_norm_act_pool
+from fused_resnet.ops.batch_norm_act import triton as norm_kernels
+
+REGISTERS, THREADS, SHARED_BYTES = 65536, 2048, {80: 164 << 10, 90: 228 << 10, 100: 228 << 10}
+TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+H200_MULTIPROCESSORS = 132
+
+
+class AbsentDevice:
+    """A driver for a device that is compiled for and never launched on."""
+
+    def __init__(self, capability: int) -> None:
+        self.target = GPUTarget("cuda", capability, 32)
+
+    def get_current_target(self):
+        return self.target
+
+    def get_current_device(self):
+        return 0
+
+    def get_current_stream(self, device):
+        return 0
+
+
+def launches(k, dtype: torch.dtype, channels: int) -> None:
+    """Call every operation as a training step does, with batch 256."""
+    n, size = 256, 14
+    x, grad, z, residual = (
+        torch.empty((n, channels, size, size), dtype=dtype, device="meta", memory_format=torch.channels_last)
+        for _ in range(4)
+    )
+    weight, bias = torch.empty(2, channels, device="meta").unbind()
+    moments, affine = k.batch_norm_stats(x, weight, bias, 1e-5)
+    k.batch_norm_affine(moments, weight, bias, 1e-5)
+    for branch in [(None, None), (residual, None), (residual, affine)]:
+        k.batch_norm_act(x, affine, *branch, True)
+    k.batch_norm_act(x, affine, residual, affine, False)
+    sums = k.batch_norm_act_reduce(grad, x, moments, affine, z, residual, moments, True)
+    k.batch_norm_act_reduce(grad, x, moments, affine, z, None, None, True)
+    k.batch_norm_act_reduce(grad, x, moments, affine, None, None, None, True)
+    _, _, coefficients = k.batch_norm_coefficients(sums, 0, moments, weight, 1e-5, 1000, True)
+    _, _, frozen = k.batch_norm_coefficients(sums, 1, moments, weight, 1e-5, 1000, False)
+    for other in [(z, None, None, True, False), (z, residual, coefficients, True, False), (z, None, None, True, True)]:
+        k.batch_norm_act_backward(grad, x, affine, coefficients, *other)
+    k.batch_norm_act_backward(grad, x, affine, frozen, z, None, None, True, False)
+    k.batch_norm_act_backward_(grad, x, affine, coefficients, None, True)
+    k.add_masked_(x, grad, z, True)
+    geometry = [3, 3], [2, 2], [1, 1]
+    pooled, index = k.batch_norm_act_pool(x, affine, True, *geometry)
+    k.max_pool_backward(pooled, index, [size, size], *geometry)
+
+
+def tool(name: str, *arguments: str) -> str:
+    return subprocess.run([TOOLS / name, *arguments], capture_output=True, text=True, check=True).stdout
+
+
+def describe(kernel, channels: int, capability: int) -> dict:
+    """Read what the compiler made of a kernel."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(kernel.asm["cubin"])
+        file.flush()
+        usage = tool("cuobjdump", "-res-usage", file.name)
+        sass = tool("cuobjdump", "-sass", file.name)
+    registers, stack, local = (int(re.search(rf"{name}:(\d+)", usage)[1]) for name in ("REG", "STACK", "LOCAL"))
+    instructions = re.findall(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\d\s+)?([A-Z][A-Z0-9_.]*)", sass, re.MULTILINE)
+    counts = collections.Counter(instructions)
+    threads, shared = 32 * kernel.metadata.num_warps, kernel.metadata.shared
+    blocks = min(
+        REGISTERS // (-(-registers // 8) * 8 * threads), THREADS // threads, SHARED_BYTES[capability] // (shared + 1024)
+    )
+    return {
+        "kernel": kernel.metadata.name,
+        "registers": registers,
+        "spilled": stack + local,
+        "shared": shared,
+        "channels": channels,
+        "warps": kernel.metadata.num_warps,
+        "blocks": blocks,
+        "instructions": len([i for i in instructions if i != "NOP"]),
+        "global": {name: n for name, n in counts.items() if re.match(r"(LDG|STG|LDGSTS)\b", name)},
+    }
+
+
+def main(capability: int, dtype: torch.dtype, all_channels: list[int]) -> None:
+    driver.set_active(AbsentDevice(capability))
+    norm_kernels.multiprocessors = lambda device: H200_MULTIPROCESSORS
+    compiled = {}
+    run = jit.JITFunction.run
+
+    def compile_only(self, *args, grid, warmup, **kwargs):
+        kernel = run(self, *args, grid=grid, warmup=True, **kwargs)
+        compiled[kernel.hash] = kernel
+
+    jit.JITFunction.run = compile_only
+    k = ops.gather(*map(ops.triton_kernels, (batch_norm_act, batch_norm_act_pool)), channels_last=True)
+    for channels in all_channels:
+        compiled.clear()
+        launches(k, dtype, channels)
+        for kernel in compiled.values():
+            print(json.dumps(describe(kernel, channels, capability)))
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), getattr(torch, sys.argv[2]), list(map(int, sys.argv[3:])))

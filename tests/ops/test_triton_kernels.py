@@ -1,0 +1,235 @@
+"""The Triton kernels, in the interpreter, beside the reference: every operation, and whole chains made of them."""
+
+import copy
+import itertools
+
+import pytest
+import torch
+from torch import Tensor
+
+from fused_resnet import blocks, chain_ops, models, ops
+from fused_resnet.ops.batch_norm_act import config, reference
+from fused_resnet.ops.batch_norm_act_pool import reference as pool_reference
+from fused_resnet.surgery import fuse
+from tests.accuracy import assert_as_accurate_as_stock, gradient_for, rms
+from tests.ops.interpreted import interpreted_kernels
+
+# of the interpreter, which takes a program's number from an array
+pytestmark = pytest.mark.filterwarnings("ignore:Conversion of an array:DeprecationWarning")
+
+EPS = 1e-5
+# fewer rows than a tile, odd channels, few rows, one channel, rows that no tile divides, several parts and column tiles
+SHAPES = [(2, 3, 5, 7), (2, 16, 8, 8), (3, 1, 1, 1), (1, 1, 9, 9), (1, 200, 10, 20), (2, 130, 16, 17)]
+
+each_dtype = pytest.mark.parametrize(
+    "dtype", [torch.float32, torch.bfloat16, torch.float16], ids=lambda d: str(d).removeprefix("torch.")
+)
+each_shape = pytest.mark.parametrize("shape", SHAPES, ids=lambda s: "x".join(map(str, s)))
+
+
+@pytest.fixture
+def k(monkeypatch):
+    return interpreted_kernels(monkeypatch)
+
+
+class Problem:
+    """Random arguments of every operation, with per-channel tensors from the reference."""
+
+    def __init__(self, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+        def image() -> Tensor:
+            return torch.randn(shape).add(0.5).to(dtype).to(memory_format=torch.channels_last)
+
+        self.x, self.residual, self.grad = image(), image(), image()
+        self.count = self.x.numel() // shape[1]
+        self.weight, self.bias = torch.randn(2, shape[1]).unbind()
+        self.moments, self.affine = reference.batch_norm_stats(self.x, self.weight, self.bias, EPS)
+        self.residual_moments, self.residual_affine = reference.batch_norm_stats(self.residual, self.weight, None, EPS)
+
+    def coefficients(self, sums: Tensor, branch: int, batch_stats: bool) -> Tensor:
+        moments = self.residual_moments if branch else self.moments
+        return reference.batch_norm_coefficients(sums, branch, moments, self.weight, EPS, self.count, batch_stats)[2]
+
+
+def assert_close(result: Tensor, expected: Tensor, ulps: float = 4) -> None:
+    """Relative RMS error of a few units in the last place; same shape, dtype and NaN."""
+    assert (result.shape, result.dtype) == (expected.shape, expected.dtype)
+    assert torch.equal(result.isnan(), expected.isnan())
+    result, exact = result.nan_to_num(), expected.nan_to_num()
+    error = rms(result.double() - exact.double())
+    assert error <= ulps * torch.finfo(result.dtype).eps * rms(exact), f"error {error:.3g} of {rms(exact):.3g}"
+
+
+@each_shape
+@each_dtype
+def test_statistics_equal_float64(k, dtype, shape):
+    p = Problem(shape, dtype)
+    moments, affine = k.batch_norm_stats(p.x, p.weight, p.bias, EPS)
+    exact, _ = reference.batch_norm_stats(p.x.double(), None, None, EPS)
+    assert_close(moments, exact.float(), ulps=8)
+    assert_close(affine, reference.batch_norm_affine(moments, p.weight, p.bias, EPS))
+
+
+@pytest.mark.parametrize("offset", [1, 100, 1000])
+def test_statistics_survive_a_mean_far_from_zero(k, offset):
+    x = (torch.randn(4, 24, 20, 20) + offset).contiguous(memory_format=torch.channels_last)
+    exact, _ = reference.batch_norm_stats(x.double(), None, None, EPS)
+    stock = torch.stack((x.mean((0, 2, 3)), x.var((0, 2, 3), correction=0), x.var((0, 2, 3))))
+    moments, _ = k.batch_norm_stats(x, None, None, EPS)
+    named = ({"mean": m[0], "var": m[1], "unbiased": m[2]} for m in (moments, stock, exact))
+    assert_as_accurate_as_stock(*named)
+
+
+@pytest.mark.parametrize("parameter_dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+def test_per_channel_steps_equal_the_reference_for_parameters_of_any_dtype(k, parameter_dtype):
+    p = Problem((2, 24, 5, 5), torch.float32)
+    weight, bias = p.weight.to(parameter_dtype), p.bias.to(parameter_dtype)
+    sums = torch.randn(4, 24)
+    for parameters in [(weight, bias), (weight, None), (None, bias), (None, None)]:
+        arguments = (p.moments, *parameters, EPS)
+        assert_close(k.batch_norm_affine(*arguments), reference.batch_norm_affine(*arguments))
+        for batch_stats, branch in itertools.product((True, False), (0, 1)):
+            arguments = (sums, branch, p.moments, parameters[0], EPS, p.count, batch_stats)
+            for result, expected in zip(
+                k.batch_norm_coefficients(*arguments), reference.batch_norm_coefficients(*arguments), strict=True
+            ):
+                assert_close(result, expected)
+
+
+@pytest.mark.parametrize("branch", ["no residual", "residual", "second branch"])
+@pytest.mark.parametrize("relu", [True, False], ids=["relu", "linear"])
+@each_shape
+@each_dtype
+def test_apply_equals_the_reference(k, dtype, shape, relu, branch):
+    p = Problem(shape, dtype)
+    residual = None if branch == "no residual" else p.residual
+    arguments = (p.x, p.affine, residual, p.residual_affine if branch == "second branch" else None, relu)
+    z = k.batch_norm_act(*arguments)
+    assert z.stride() == p.x.stride()
+    assert_close(z, reference.batch_norm_act(*arguments))
+
+
+@pytest.mark.parametrize("batch_stats", [True, False], ids=["batch", "frozen"])
+@pytest.mark.parametrize("mask", ["linear", "sign of x", "sign of z"])
+@pytest.mark.parametrize("second", ["alone", "masked", "branch"])
+@each_shape
+@each_dtype
+def test_backward_equals_the_reference(k, dtype, shape, second, mask, batch_stats):
+    p = Problem(shape, dtype)
+    relu = mask != "linear"
+    z = reference.batch_norm_act(p.x, p.affine, p.residual, None, True) if mask == "sign of z" else None
+    residual, moments = (p.residual, p.residual_moments) if second == "branch" else (None, None)
+    # where the sign comes from x, an element within a rounding error of zero may fall on either side
+    preactivation = torch.addcmul(p.affine[1].view(1, -1, 1, 1), p.x.float(), p.affine[0].view(1, -1, 1, 1))
+    p.grad[preactivation.abs() < 1e-5] = 0
+
+    arguments = (p.grad, p.x, p.moments, p.affine, z, residual, moments, relu)
+    exact = [t.double() if isinstance(t, Tensor) else t for t in arguments]
+    assert_close(k.batch_norm_act_reduce(*arguments), reference.batch_norm_act_reduce(*exact).float(), ulps=8)
+
+    sums = reference.batch_norm_act_reduce(*arguments)
+    first = p.coefficients(sums, 0, batch_stats)
+    other = None if residual is None else p.coefficients(sums, 1, not batch_stats)
+    arguments = (p.grad, p.x, p.affine, first, z, residual, other, relu, second == "masked")
+    for result, expected in zip(
+        k.batch_norm_act_backward(*arguments), reference.batch_norm_act_backward(*arguments), strict=True
+    ):
+        assert_close(result, expected)
+        assert result.numel() == 0 or result.stride() == p.x.stride()
+    if second == "alone":
+        expected = reference.batch_norm_act_backward(*arguments)[0]
+        k.batch_norm_act_backward_(p.grad, p.x, p.affine, first, z, relu)
+        assert_close(p.grad, expected)
+
+
+@pytest.mark.parametrize("relu", [True, False])
+@each_shape
+@each_dtype
+def test_the_shortcuts_gradient_is_added_as_in_the_reference(k, dtype, shape, relu):
+    p = Problem(shape, dtype)
+    z = p.residual if relu else None
+    expected = p.x.clone()
+    reference.add_masked_(expected, p.grad, z, relu)
+    k.add_masked_(p.x, p.grad, z, relu)
+    assert_close(p.x, expected)
+
+
+@pytest.mark.parametrize("window", [(3, 2, 1), (2, 2, 0), (3, 1, 1)], ids=lambda w: "k{}s{}p{}".format(*w))
+@pytest.mark.parametrize("shape", [(2, 3, 5, 7), (1, 64, 12, 13), (1, 17, 30, 6)], ids=lambda s: "x".join(map(str, s)))
+@each_dtype
+def test_pool_equals_the_reference(k, dtype, shape, window):
+    p = Problem(shape, dtype)
+    p.x[0, 0, 1, 1] = torch.nan
+    geometry = [[value, value] for value in window]
+    z, index = k.batch_norm_act_pool(p.x, p.affine, True, *geometry)
+    expected, expected_index = pool_reference.batch_norm_act_pool(p.x, p.affine, True, *geometry)
+    assert z.isnan().any()
+    assert_close(z, expected)
+    if dtype is not torch.float32:  # the product's last bit, which float32 shows, may break a tie
+        assert torch.equal(index, expected_index)
+
+    grad = torch.randn(z.shape).to(dtype).contiguous(memory_format=torch.channels_last)
+    arguments = (grad, expected_index, list(shape[2:]), *geometry)
+    assert_close(k.max_pool_backward(*arguments), pool_reference.max_pool_backward(*arguments))
+
+
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # numpy's, of inf − inf
+def test_nan_and_infinity_come_out_where_stock_gives_them(k):
+    x = torch.randn(2, 3, 4, 4).to(memory_format=torch.channels_last)
+    x[0, 0, 1, 2], x[1, 1, 3, 3], x[0, 2, 0, 0] = torch.nan, torch.inf, torch.inf
+    stock = torch.nn.functional.batch_norm(x, None, None, training=True, eps=EPS).relu()
+    _, affine = k.batch_norm_stats(x, None, None, EPS)
+    assert torch.equal(k.batch_norm_act(x, affine, None, None, True).isnan(), stock.isnan())
+
+
+def test_an_empty_batch_gives_nan_statistics_and_empty_activations(k):
+    p = Problem((2, 8, 4, 4), torch.float32)
+    x = torch.empty(0, 8, 4, 4).to(memory_format=torch.channels_last)
+    assert all(result.isnan().all() for result in k.batch_norm_stats(x, None, None, EPS))
+    assert k.batch_norm_act(x, p.affine, None, None, True).shape == x.shape
+    assert torch.equal(k.batch_norm_act_reduce(x, x, p.moments, p.affine, None, None, None, True), torch.zeros(2, 8))
+    dx, _ = k.batch_norm_act_backward(x, x, p.affine, torch.zeros(4, 8), None, None, None, True, False)
+    assert dx.shape == x.shape
+
+
+@pytest.mark.parametrize("rows", [1, 63, 64, 200, 12544, 802816, 2**31 + 5])
+@pytest.mark.parametrize("channels", [1, 3, 16, 64, 200, 2048])
+def test_the_parts_of_a_reduction_cover_every_row_once(rows, channels):
+    cut, parts, rows_per_part = config.reduction(rows, channels, 132)
+    assert 1 <= parts <= config.MAX_PARTS
+    assert rows_per_part % cut.rows == 0
+    assert (parts - 1) * rows_per_part < rows <= parts * rows_per_part
+
+
+@pytest.mark.parametrize("memory_format", [torch.channels_last, torch.contiguous_format], ids=["NHWC", "NCHW"])
+@pytest.mark.parametrize("autocast", [None, torch.bfloat16], ids=["fp32", "bf16"])
+def test_a_network_of_these_kernels_is_as_accurate_as_stock(k, monkeypatch, autocast, memory_format):
+    """The stem, identity blocks and a projection, forward and backward, in either memory format of the input."""
+
+    def step(model, x, dtype=None):
+        with torch.autocast("cpu", dtype=dtype, enabled=dtype is not None):
+            z = model(x)
+        z.backward(gradient_for(z))
+        results = {"output": z.detach()}
+        results.update({f"{name}.grad": p.grad for name, p in model.named_parameters()})
+        results.update({name: b for name, b in model.named_buffers() if b.is_floating_point()})
+        return results
+
+    stem = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 16, 3, bias=False), torch.nn.BatchNorm2d(16), torch.nn.ReLU(), torch.nn.MaxPool2d(3, 2, 1)
+    )
+    resnet = models.resnet20()
+    model = torch.nn.Sequential(stem, resnet.layer1[0], resnet.layer2[0]).to(memory_format=memory_format)
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):  # no ReLU's input is near 0, where no dtype is right
+            torch.nn.init.constant_(module.bias, 6)
+    x = torch.randn(2, 3, 20, 20).contiguous(memory_format=memory_format)
+    exact = step(copy.deepcopy(model).double(), x.double())
+    stock = step(copy.deepcopy(model), x, autocast)
+    fused = fuse(copy.deepcopy(model))
+    served = []
+    monkeypatch.setattr(ops, "kernels", lambda *args: served.append(args) or k)
+    assert chain_ops.ops is ops
+    results = step(fused, x, autocast)
+    assert len(served) >= 6
+    assert sum(isinstance(module, blocks.FusedModule) for module in fused.modules()) == 3
+    assert_as_accurate_as_stock(results, stock, exact)
