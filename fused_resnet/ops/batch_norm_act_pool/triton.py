@@ -76,17 +76,19 @@ def _pool_kernel(
     tl.store(index + at, place.to(tl.uint8), exists)
 
 
-@triton.jit(do_not_specialize=["positions", "H", "W", "OH", "OW"])
+@triton.jit(do_not_specialize=["cells", "H", "W", "OH", "OW", "CH", "CW"])
 def _pool_backward_kernel(
     grad,
     index,
     dx,
-    positions,
+    cells,
     C,
     H,
     W,
     OH,
     OW,
+    CH,
+    CW,
     KH: tl.constexpr,
     KW: tl.constexpr,
     SH: tl.constexpr,
@@ -99,29 +101,33 @@ def _pool_backward_kernel(
     """``dx = Σ grad`` over the windows whose maximum the element is: it gathers from the few that it lies in, so that
     no two programs write one element.
 
+    The padded image is cut into cells of SH × SW elements.  Where an element lies in its cell says which windows hold
+    it, and at which place: cell (i, j) begins where window (i, j) does.
+
     Bytes: s an input element, s + 1 an output element (again for each element of a window, from the caches).
     """
     tiles = tl.cdiv(C, BLOCK_C)
     columns = (tl.program_id(0) % tiles) * BLOCK_C + tl.arange(0, BLOCK_C)
     mask = columns < C
-    position = (tl.program_id(0) // tiles).to(tl.int64) * BLOCK_P + tl.arange(0, BLOCK_P)
-    inside = position < positions
-    h = (position // W) % H + PH
-    w = position % W + PW
-    image = position // (H * W) * OH
-    total = tl.zeros((BLOCK_P, BLOCK_C), tl.float32)
-    for up in tl.static_range((KH + SH - 1) // SH):
-        for back in tl.static_range((KW + SW - 1) // SW):
-            oh, ow = h // SH - up, w // SW - back
-            row, column = h - oh * SH, w - ow * SW
-            there = inside & (oh >= 0) & (oh < OH) & (row < KH) & (ow >= 0) & (ow < OW) & (column < KW)
-            at = ((image + oh) * OW + ow)[:, None] * C + columns[None, :]
-            exists = there[:, None] & mask[None, :]
-            place = tl.load(index + at, exists, 255).to(tl.int32)
-            won = exists & (place == (row * KW + column).to(tl.int32)[:, None])
-            total += tl.where(won, tl.load(grad + at, exists, 0.0).to(tl.float32), 0.0)
-    at = position[:, None] * C + columns[None, :]
-    tl.store(dx + at, total.to(dx.dtype.element_ty), inside[:, None] & mask[None, :])
+    cell = (tl.program_id(0) // tiles).to(tl.int64) * BLOCK_P + tl.arange(0, BLOCK_P)
+    inside = cell < cells
+    i, j = (cell // CW) % CH, cell % CW
+    image = cell // (CH * CW)
+    for down in tl.static_range(SH):
+        for along in tl.static_range(SW):
+            total = tl.zeros((BLOCK_P, BLOCK_C), tl.float32)
+            for up in tl.static_range((KH - down + SH - 1) // SH):
+                for back in tl.static_range((KW - along + SW - 1) // SW):
+                    oh, ow = i - up, j - back
+                    there = inside & (oh >= 0) & (oh < OH) & (ow >= 0) & (ow < OW)
+                    at = ((image * OH + oh) * OW + ow)[:, None] * C + columns[None, :]
+                    exists = there[:, None] & mask[None, :]
+                    won = tl.load(index + at, exists, 255).to(tl.int32) == (down + up * SH) * KW + along + back * SW
+                    total += tl.where(won, tl.load(grad + at, exists, 0.0).to(tl.float32), 0.0)
+            h, w = i * SH + down - PH, j * SW + along - PW
+            there = inside & (h >= 0) & (h < H) & (w >= 0) & (w < W)
+            at = ((image * H + h) * W + w)[:, None] * C + columns[None, :]
+            tl.store(dx + at, total.to(dx.dtype.element_ty), there[:, None] & mask[None, :])
 
 
 def batch_norm_act_pool(
@@ -155,10 +161,11 @@ def max_pool_backward(
         (n, channels, height, width), dtype=grad.dtype, device=grad.device, memory_format=torch.channels_last
     )
     cut = tile(channels, POOL_ELEMENTS, POOL_WARPS)
-    positions = n * height * width
+    down, along = (ceil_div(extent + p, s) for extent, p, s in zip((height, width), padding, stride, strict=True))
+    cells = n * down * along
     if dx.numel():
-        _pool_backward_kernel[ceil_div(positions, cut.rows) * ceil_div(channels, cut.channels),](
-            grad, index, dx, positions, channels, height, width, out_height, out_width,
+        _pool_backward_kernel[ceil_div(cells, cut.rows) * ceil_div(channels, cut.channels),](
+            grad, index, dx, cells, channels, height, width, out_height, out_width, down, along,
             *kernel_size, *stride, *padding, cut.rows, cut.channels, num_warps=cut.warps,
         )  # fmt: skip
     return dx
