@@ -4,7 +4,8 @@ The native libraries are an engine among others: where they cannot be built, the
 ``fused_resnet/_build.json`` (which ``fused-resnet doctor`` reads) says what was left out, why, and what to do.
 
 Environment variables: ``FUSED_RESNET_TORCH`` names the folder of the torch package to build against;
-``FUSED_RESNET_NATIVE=required`` turns what would be left out into an error, ``FUSED_RESNET_NATIVE=off`` builds nothing.
+``FUSED_RESNET_NATIVE=required`` turns what would be left out into an error (but for CUDA kernels where there is no CUDA
+to build them with), ``FUSED_RESNET_NATIVE=off`` builds nothing; ``TORCH_CUDA_ARCH_LIST`` names the GPU architectures.
 """
 
 import contextlib
@@ -17,7 +18,7 @@ import site
 import subprocess
 import sys
 import sysconfig
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from setuptools import Extension, setup
@@ -32,9 +33,18 @@ class LeftOut(Exception):
 
     def __init__(self, part: str, reason: str, mend: str) -> None:
         super().__init__(f"{part} was left out, because {reason}. {mend}.")
+        self.part = part
+
+
+class NoCuda(LeftOut):
+    """The CUDA kernels are left out where nothing is there to build them with; that is said, and never an error."""
+
+    def __init__(self, reason: str, mend: str) -> None:
+        super().__init__(CUDA_LIBRARY, reason, f"Triton's kernels serve GPUs without it; if you want it: {mend}")
 
 
 LIBRARY = "libfused_resnet_cpu.so"
+CUDA_LIBRARY = "libfused_resnet_cuda.so"
 MODULE = "fused_resnet._C"
 
 
@@ -44,15 +54,17 @@ class Torch:
 
     folder: Path
     version: str
+    cuda: str | None  # the version of CUDA that it was built with
 
     @classmethod
     def find(cls) -> "Torch":
         """The torch of the environment that is installed into."""
         for folder in cls.candidates():
             with contextlib.suppress(OSError):
-                match = re.search(r"__version__ = ['\"]([^'\"]+)", (folder / "version.py").read_text())
-                if match:
-                    return cls(folder, match[1])
+                record = (folder / "version.py").read_text()
+                cuda = re.search(r"^cuda[^=]*= ['\"]([^'\"]+)", record, re.MULTILINE)
+                if match := re.search(r"__version__ = ['\"]([^'\"]+)", record):
+                    return cls(folder, match[1], cuda[1] if cuda else None)
         raise LeftOut(
             LIBRARY,
             "no torch was found in the environment that is installed into",
@@ -100,12 +112,39 @@ def compiler() -> str:
     )
 
 
+def nvcc(torch: Torch) -> str:
+    """The CUDA compiler, of the CUDA that torch was built with."""
+    if torch.cuda is None or not (torch.folder / "lib" / "libtorch_cuda.so").exists():
+        raise NoCuda(f"torch {torch.version} was built without CUDA", "install a torch that has it, then this again")
+    homes = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), "/usr/local/cuda", *pip_cuda(torch)]
+    found = [os.environ.get("CUDACXX"), *(home and shutil.which(f"{home}/bin/nvcc") for home in homes[:2])]
+    found += [tool("nvcc"), *(shutil.which(f"{home}/bin/nvcc") for home in homes[2:])]
+    path = next(filter(None, found), None)
+    mend = f"install the CUDA {torch.cuda} toolkit, let CUDA_HOME name its folder, then install this package again"
+    if path is None:
+        raise NoCuda("no nvcc was found", mend)
+    try:
+        says = subprocess.run([path, "--version"], capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise NoCuda(f"{path} does not run ({error})", mend) from error
+    version = re.search(r"release (\d+)\.(\d+)", says)
+    if version is None or version[1] != torch.cuda.split(".")[0]:
+        has = "of an unknown version" if version is None else f"of CUDA {version[1]}.{version[2]}"
+        raise NoCuda(f"{path} is {has}, torch {torch.version} of CUDA {torch.cuda}", mend)
+    return path
+
+
+def pip_cuda(torch: Torch) -> list[str]:
+    """The folders of CUDA's packages beside torch, with headers that a bare toolkit lacks."""
+    return sorted(map(str, (torch.folder.parent / "nvidia").glob("cu[0-9]*")))
+
+
 @dataclass
 class NativeBuild:
     """One run of CMake, in a folder that is kept, so that the next run compiles only what changed."""
 
     torch: Torch
-    left_out: str | None = None  # what was built without, where it was
+    left_out: list[LeftOut] = field(default_factory=list)  # what was built without
 
     @property
     def folder(self) -> Path:
@@ -121,12 +160,42 @@ class NativeBuild:
         options = [f"-DTORCH_DIR={self.torch.folder}", f"-DCMAKE_CXX_COMPILER={compiler()}", *self.module_options()]
         if ninja := tool("ninja"):
             options += ["-GNinja", f"-DCMAKE_MAKE_PROGRAM={ninja}"]
+        options += self.cuda_options()
+        try:
+            self.make(cmake, options)
+        except LeftOut:
+            if self.leaves_out(CUDA_LIBRARY):
+                raise
+            # the other libraries may build all the same
+            mend = "Run pip install again with FUSED_RESNET_NATIVE=required to see the compiler's messages"
+            self.leave_out(LeftOut(CUDA_LIBRARY, "the native build with it failed", mend))
+            self.make(cmake, [*options, "-DFUSED_RESNET_CUDA=OFF"])
+        files = {LIBRARY: LIBRARY, CUDA_LIBRARY: CUDA_LIBRARY, MODULE: "_C" + sysconfig.get_config_var("EXT_SUFFIX")}
+        return [self.folder / file for part, file in files.items() if not self.leaves_out(part)]
+
+    def make(self, cmake: str, options: list[str]) -> None:
         self.call([cmake, "-S", str(ROOT), "-B", str(self.folder), *options])
         self.call([cmake, "--build", str(self.folder), "--parallel"])
-        return [path for path in self.folder.glob("*.so") if path.name == LIBRARY or self.builds_module(path)]
 
-    def builds_module(self, path: Path) -> bool:
-        return not self.left_out and path.name == "_C" + sysconfig.get_config_var("EXT_SUFFIX")
+    def leaves_out(self, part: str) -> bool:
+        return any(left_out.part == part for left_out in self.left_out)
+
+    def leave_out(self, left_out: LeftOut) -> None:
+        report(left_out)
+        self.left_out.append(left_out)
+
+    def cuda_options(self) -> list[str]:
+        try:
+            path = nvcc(self.torch)
+        except NoCuda as no_cuda:
+            self.leave_out(no_cuda)
+            return ["-DFUSED_RESNET_CUDA=OFF"]
+        return [
+            "-DFUSED_RESNET_CUDA=ON",
+            f"-DCMAKE_CUDA_COMPILER={path}",
+            f"-DCMAKE_CUDA_HOST_COMPILER={compiler()}",
+            f"-DCUDA_INCLUDE_DIRS={';'.join(f'{folder}/include' for folder in pip_cuda(self.torch))}",
+        ]
 
     def module_options(self) -> list[str]:
         """The Python module needs headers that a bare Python does not bring; the library goes without."""
@@ -140,7 +209,7 @@ class NativeBuild:
                 mend = "Install it (pip install pybind11), then this package again"
                 raise LeftOut(MODULE, "pybind11 was not found", mend) from None
         except LeftOut as left_out:
-            self.left_out = report(left_out)
+            self.leave_out(left_out)
             return ["-DFUSED_RESNET_PYTHON_MODULE=OFF"]
         return [
             "-DFUSED_RESNET_PYTHON_MODULE=ON",
@@ -160,12 +229,16 @@ class NativeBuild:
         record = "".join(path.read_text() for path in self.folder.glob("CMakeFiles/*/CMakeCXXCompiler.cmake"))
         values = dict(re.findall(r'set\((CMAKE_CXX_COMPILER_ID|CMAKE_CXX_COMPILER_VERSION) "([^"]*)"\)', record))
         facts: dict[str, object] = {"torch": self.torch.version, "compiler": " ".join(values.values())}
-        return facts if self.left_out is None else {**facts, "left_out": self.left_out}
+        if not self.leaves_out(CUDA_LIBRARY):
+            facts["cuda"] = json.loads((self.folder / "cuda.json").read_text())
+        if self.left_out:
+            facts["left_out"] = " ".join(map(str, self.left_out))
+        return facts
 
 
 def report(left_out: LeftOut) -> str:
     """Say what is left out, or stop where nothing may be; returns the line for the record."""
-    if os.environ.get("FUSED_RESNET_NATIVE") == "required":
+    if os.environ.get("FUSED_RESNET_NATIVE") == "required" and not isinstance(left_out, NoCuda):
         raise SystemExit(f"fused_resnet: {left_out}")
     print(f"fused_resnet: {left_out}", file=sys.stderr, flush=True)
     return str(left_out)

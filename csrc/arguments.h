@@ -5,6 +5,7 @@
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
 
+#include <algorithm>
 #include <optional>
 #include <sstream>
 #include <stdexcept>
@@ -20,6 +21,14 @@ using torch::stable::Tensor;
 using OptionalTensor = std::optional<Tensor>;
 using Sizes = std::vector<int64_t>;
 
+// What the kernels of this library take; every ops_<engine>.cpp says it of its own.
+struct Engine {
+  int32_t device_type;  // as aoti_torch_device_type_cpu() numbers them
+  std::vector<ScalarType> dtypes;
+  bool contiguous;  // the memory format, beside channels_last
+};
+extern const Engine kEngine;
+
 // ---- checks: an error names the operation, the argument, what was wanted and what came
 
 inline std::string to_string(const int64_t* values, size_t count) {
@@ -34,7 +43,64 @@ inline std::string to_string(const Sizes& sizes) { return to_string(sizes.data()
 inline Sizes sizes_of(const Tensor& t) { return {t.sizes().begin(), t.sizes().end()}; }
 
 inline int64_t itemsize(ScalarType dtype) {
-  return dtype == ScalarType::Double ? 8 : dtype == ScalarType::BFloat16 ? 2 : 4;
+  return dtype == ScalarType::Double ? 8 : dtype == ScalarType::Float ? 4 : 2;
+}
+
+// As Python names it.
+inline std::string to_string(ScalarType dtype) {
+  switch (dtype) {
+    case ScalarType::Float:
+      return "float32";
+    case ScalarType::Double:
+      return "float64";
+    case ScalarType::BFloat16:
+      return "bfloat16";
+    case ScalarType::Half:
+      return "float16";
+    default:
+      return torch::headeronly::toString(dtype);
+  }
+}
+
+// "float32, bfloat16 or float64"
+inline std::string to_string(const std::vector<ScalarType>& dtypes) {
+  std::string out;
+  for (size_t i = 0; i < dtypes.size(); ++i) {
+    out += (i == 0 ? "" : i + 1 == dtypes.size() ? " or " : ", ") + to_string(dtypes[i]);
+  }
+  return out;
+}
+
+inline bool contains(const std::vector<ScalarType>& dtypes, ScalarType dtype) {
+  return std::find(dtypes.begin(), dtypes.end(), dtype) != dtypes.end();
+}
+
+// The kernels' name of a floating dtype.
+inline DType dtype_of(ScalarType dtype) {
+  switch (dtype) {
+    case ScalarType::Double:
+      return DType::kFloat64;
+    case ScalarType::BFloat16:
+      return DType::kBFloat16;
+    case ScalarType::Half:
+      return DType::kFloat16;
+    default:
+      return DType::kFloat32;
+  }
+}
+
+inline int32_t device_type(const Tensor& t) {
+  int32_t type = 0;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(t.get(), &type));
+  return type;
+}
+
+inline std::string describe_device(const Tensor& t) {
+  const int32_t index = t.get_device_index();
+  return (device_type(t) == aoti_torch_device_type_cpu()    ? "cpu"
+          : device_type(t) == aoti_torch_device_type_cuda() ? "cuda"
+                                                            : "another") +
+         (index < 0 ? std::string() : ":" + std::to_string(index));
 }
 
 inline std::string describe_strides(const Tensor& t) {
@@ -48,16 +114,29 @@ class ChannelArguments {
   ChannelArguments(const char* op, const Tensor& moments)
       : op_(op), anchor_(moments), accumulator_(moments.scalar_type()) {
     if (moments.dim() != 2) fail("moments", "two dimensions [3, C]", std::to_string(moments.dim()) + " dimensions");
-    if (accumulator_ != ScalarType::Float && accumulator_ != ScalarType::Double) {
-      fail("moments", "dtype float32 or float64", torch::headeronly::toString(accumulator_));
+    const std::vector<ScalarType> accumulators = contains(kEngine.dtypes, ScalarType::Double)
+                                                     ? std::vector<ScalarType>{ScalarType::Float, ScalarType::Double}
+                                                     : std::vector<ScalarType>{ScalarType::Float};
+    if (!contains(accumulators, accumulator_)) {
+      fail("moments", "dtype " + to_string(accumulators), torch::headeronly::toString(accumulator_));
     }
+    check_engine("moments");
     channels_ = moments.size(1);
     check_channels("moments", moments, 3);
   }
 
+  [[noreturn]] void fail(const std::string& what) const {
+    throw std::runtime_error(std::string("fused_resnet::") + op_ + ": " + what);
+  }
   [[noreturn]] void fail(const std::string& name, const std::string& wanted, const std::string& got) const {
-    throw std::runtime_error(std::string("fused_resnet::") + op_ + ": " + name + " must have " + wanted + ", got " +
-                             got);
+    fail(name + " must have " + wanted + ", got " + got);
+  }
+
+  // Kernels take addresses: a tensor elsewhere would be read as if it were here.
+  void check_device(const char* name, const Tensor& t) const {
+    if (device_type(t) != device_type(anchor_) || t.get_device_index() != anchor_.get_device_index()) {
+      fail(name, "device " + describe_device(anchor_), describe_device(t));
+    }
   }
 
   // A [rows, C] tensor of accumulators.
@@ -69,6 +148,7 @@ class ChannelArguments {
            torch::headeronly::toString(t.scalar_type()));
     }
     if (!t.is_contiguous()) fail(name, "contiguous strides", describe_strides(t));
+    check_device(name, t);
   }
 
   const Tensor& anchor() const { return anchor_; }  // the tensor that the others are checked against
@@ -78,6 +158,13 @@ class ChannelArguments {
  protected:
   // For a subclass that reads channels_ and accumulator_ off another anchor.
   ChannelArguments(const char* op, const Tensor& anchor, std::nullopt_t) : op_(op), anchor_(anchor) {}
+
+  // torch dispatches on any of the arguments, the anchor is the one that decides where the kernels run.
+  void check_engine(const char* name) const {
+    if (device_type(anchor_) != kEngine.device_type) {
+      fail(name, "the device of the other tensors", describe_device(anchor_));
+    }
+  }
 
   const char* op_;
   const Tensor& anchor_;
@@ -91,12 +178,17 @@ class Arguments : public ChannelArguments {
   Arguments(const char* op, const char* name, const Tensor& x) : ChannelArguments(op, x, std::nullopt), name_(name) {
     if (x.dim() != 4) fail(name, "four dimensions [N, C, H, W]", std::to_string(x.dim()) + " dimensions");
     const ScalarType dtype = x.scalar_type();
-    if (dtype != ScalarType::Float && dtype != ScalarType::BFloat16 && dtype != ScalarType::Double) {
-      fail(name, "dtype float32, bfloat16 or float64", torch::headeronly::toString(dtype));
+    if (!contains(kEngine.dtypes, dtype)) {
+      fail(name, "dtype " + to_string(kEngine.dtypes), torch::headeronly::toString(dtype));
     }
+    check_engine(name);
     channels_ = x.size(1);
     accumulator_ = dtype == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
     channels_last_ = is_channels_last(x);
+    if (!channels_last_ && !kEngine.contiguous) {
+      fail(name, "channels_last strides",
+           describe_strides(x) + "; call .contiguous(memory_format=torch.channels_last) first");
+    }
     if (!channels_last_ && !x.is_contiguous()) {
       fail(name, "dense strides, contiguous or channels_last", describe_strides(x) + "; call .contiguous() first");
     }
@@ -116,6 +208,7 @@ class Arguments : public ChannelArguments {
       fail(name, std::string("the memory format of ") + name_ + (channels_last_ ? ", channels_last" : ", contiguous"),
            describe_strides(t));
     }
+    check_device(name, t);
   }
 
   // A per-channel tensor that has to be there exactly where `partner` is.
@@ -130,12 +223,7 @@ class Arguments : public ChannelArguments {
 
   Sizes sizes() const { return sizes_of(anchor_); }
   bool channels_last() const { return channels_last_; }
-  DType dtype() const {
-    const ScalarType dtype = anchor_.scalar_type();
-    return dtype == ScalarType::Double     ? DType::kFloat64
-           : dtype == ScalarType::BFloat16 ? DType::kBFloat16
-                                           : DType::kFloat32;
-  }
+  DType dtype() const { return dtype_of(anchor_.scalar_type()); }
 
  private:
   // Dense in the order N, H, W, C; the stride of a dimension of one element says nothing.
@@ -199,44 +287,14 @@ inline const void* data(const OptionalTensor& t) { return t.has_value() ? t->con
 
 // ---- per-channel parameters
 
-// visitor(values), typed, of a [C] vector of any floating dtype: a parameter or a running statistic.
-template <typename Visitor>
-void visit_parameter(const ChannelArguments& arguments, const char* name, const Tensor& t, const Visitor& visitor) {
+// A [C] vector of any floating dtype: a parameter or a running statistic.
+inline void check_parameter(const ChannelArguments& arguments, const char* name, const Tensor& t) {
   const Sizes wanted = {arguments.channels()};
   if (sizes_of(t) != wanted) arguments.fail(name, "shape " + to_string(wanted), to_string(sizes_of(t)));
-  void* values = t.mutable_data_ptr();
-  switch (t.scalar_type()) {
-    case ScalarType::Float:
-      return visitor(static_cast<float*>(values));
-    case ScalarType::Double:
-      return visitor(static_cast<double*>(values));
-    case ScalarType::BFloat16:
-      return visitor(static_cast<torch::headeronly::BFloat16*>(values));
-    case ScalarType::Half:
-      return visitor(static_cast<torch::headeronly::Half*>(values));
-    default:
-      arguments.fail(name, "a floating dtype", torch::headeronly::toString(t.scalar_type()));
+  if (!contains({ScalarType::Float, ScalarType::Double, ScalarType::BFloat16, ScalarType::Half}, t.scalar_type())) {
+    arguments.fail(name, "a floating dtype", torch::headeronly::toString(t.scalar_type()));
   }
+  arguments.check_device(name, t);
 }
-
-// A parameter, if it is given, in double.
-class Parameter {
- public:
-  Parameter(const ChannelArguments& arguments, const char* name, const OptionalTensor& t) : given_(t.has_value()) {
-    if (!given_) return;
-    visit_parameter(arguments, name, *t, [&](const auto* values) {
-      values_.resize(static_cast<size_t>(arguments.channels()));
-      for (size_t c = 0; c < values_.size(); ++c) {
-        values_[c] = static_cast<double>(values[static_cast<int64_t>(c) * t->stride(0)]);
-      }
-    });
-  }
-
-  const double* get() const { return given_ ? values_.data() : nullptr; }
-
- private:
-  bool given_;
-  std::vector<double> values_;
-};
 
 }  // namespace fused_resnet

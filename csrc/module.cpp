@@ -5,10 +5,30 @@
 #include <string>
 #include <vector>
 
+#include "fused_resnet/cuda/plan.h"
 #include "fused_resnet/isa.h"
 #include "fused_resnet/plan.h"
 
 namespace py = pybind11;
+
+namespace {
+
+fused_resnet::cuda::Plan cuda_plan(const std::string& operation, const fused_resnet::cuda::Matrix& matrix,
+                                   int multiprocessors) {
+  namespace cuda = fused_resnet::cuda;
+  const int vector = cuda::vector_width(matrix, {});
+  if (operation == "batch_norm_stats" || operation == "batch_norm_act_reduce") {
+    return cuda::reduction_plan(matrix, vector, multiprocessors);
+  }
+  const cuda::Occupancy occupancy = operation == "batch_norm_act"            ? cuda::kActOccupancy
+                                    : operation == "batch_norm_act_backward" ? cuda::kBackwardOccupancy
+                                    : operation == "add_masked_"             ? cuda::kAddMaskedOccupancy
+                                                                             : cuda::Occupancy{};
+  if (occupancy.threads == 0) throw py::value_error("cuda_plan: no kernel passes over activations in " + operation);
+  return cuda::plan(matrix, vector, occupancy, multiprocessors);
+}
+
+}  // namespace
 
 PYBIND11_MODULE(_C, m) {
   m.doc() = "Plans and instruction sets of the native kernels.";
@@ -52,4 +72,27 @@ PYBIND11_MODULE(_C, m) {
       "How the reductions cut a channels_last activation of rows = N*H*W pixels into tiles, and how many a thread "
       "gets. "
       "The tiles depend on the shape alone.");
+
+  m.def(
+      "cuda_plan",
+      [](const std::string& operation, int64_t rows, int64_t channels, int64_t itemsize, int multiprocessors) {
+        if (rows < 0 || channels < 1 || (itemsize != 2 && itemsize != 4) || multiprocessors < 1) {
+          throw py::value_error(
+              "cuda_plan: rows must be at least 0, channels and multiprocessors at least 1, itemsize 2 or 4");
+        }
+        const fused_resnet::DType dtype = itemsize == 2 ? fused_resnet::DType::kFloat16 : fused_resnet::DType::kFloat32;
+        const fused_resnet::cuda::Plan plan = cuda_plan(operation, {dtype, rows, channels}, multiprocessors);
+        py::dict result;
+        result["vector"] = plan.vector;
+        result["tile_columns"] = plan.tile_columns;
+        result["block_rows"] = plan.block_rows;
+        result["column_tiles"] = plan.column_tiles;
+        result["parts"] = plan.parts;
+        py::list rows_of_parts;
+        for (int64_t part = 0; part < plan.parts; ++part) rows_of_parts.append(plan.rows_of_part(part));
+        result["rows_of_parts"] = rows_of_parts;
+        return result;
+      },
+      py::arg("operation"), py::arg("rows"), py::arg("channels"), py::arg("itemsize"), py::arg("multiprocessors"),
+      "How an operation's CUDA kernel cuts a channels_last activation of rows = N*H*W pixels into blocks.");
 }

@@ -12,11 +12,16 @@
 #include <tuple>
 
 #include "arguments.h"
+#include "batch_norm_act_arguments.h"
 #include "fused_resnet/batch_norm_channels.h"
 #include "fused_resnet/kernels.h"
 #include "fused_resnet/plan.h"
 
 namespace fused_resnet {
+
+const Engine kEngine = {
+    aoti_torch_device_type_cpu(), {ScalarType::Float, ScalarType::BFloat16, ScalarType::Double}, true};
+
 namespace {
 
 // Work of fewer elements than this stays on one thread.
@@ -128,6 +133,45 @@ void visit_accumulator(ScalarType dtype, const Visitor& visitor) {
   dtype == ScalarType::Double ? visitor(double{}) : visitor(float{});
 }
 
+// ---- per-channel parameters
+
+// visitor(values), typed, of a parameter or a running statistic.
+template <typename Visitor>
+void visit_parameter(const ChannelArguments& arguments, const char* name, const Tensor& t, const Visitor& visitor) {
+  check_parameter(arguments, name, t);
+  void* values = t.mutable_data_ptr();
+  switch (t.scalar_type()) {
+    case ScalarType::Double:
+      return visitor(static_cast<double*>(values));
+    case ScalarType::BFloat16:
+      return visitor(static_cast<torch::headeronly::BFloat16*>(values));
+    case ScalarType::Half:
+      return visitor(static_cast<torch::headeronly::Half*>(values));
+    default:
+      return visitor(static_cast<float*>(values));
+  }
+}
+
+// A parameter, if it is given, in double.
+class Parameter {
+ public:
+  Parameter(const ChannelArguments& arguments, const char* name, const OptionalTensor& t) : given_(t.has_value()) {
+    if (!given_) return;
+    visit_parameter(arguments, name, *t, [&](const auto* values) {
+      values_.resize(static_cast<size_t>(arguments.channels()));
+      for (size_t c = 0; c < values_.size(); ++c) {
+        values_[c] = static_cast<double>(values[static_cast<int64_t>(c) * t->stride(0)]);
+      }
+    });
+  }
+
+  const double* get() const { return given_ ? values_.data() : nullptr; }
+
+ private:
+  bool given_;
+  std::vector<double> values_;
+};
+
 // ---- the operations
 
 // affine [2, C] from moments [3, C].
@@ -184,9 +228,7 @@ std::tuple<Tensor, Tensor> batch_norm_stats(const Tensor& x, const OptionalTenso
 Tensor batch_norm_act(const Tensor& x, const Tensor& affine, const OptionalTensor& residual,
                       const OptionalTensor& residual_affine, bool relu) {
   const Arguments arguments("batch_norm_act", "x", x);
-  arguments.check_channels("affine", affine, 2);
-  if (residual.has_value()) arguments.check_like("residual", *residual);
-  if (residual_affine.has_value()) arguments.check_partner("residual_affine", residual_affine, 2, "residual", residual);
+  check_batch_norm_act(arguments, affine, residual, residual_affine);
 
   const Layout layout(arguments);
   const ChannelRows scale_shift(affine, layout), residual_scale_shift(residual_affine, layout);
@@ -217,12 +259,7 @@ Tensor batch_norm_act_reduce(const Tensor& grad, const Tensor& x, const Tensor& 
                              const OptionalTensor& z, const OptionalTensor& residual,
                              const OptionalTensor& residual_moments, bool relu) {
   const Arguments arguments("batch_norm_act_reduce", "x", x);
-  arguments.check_like("grad", grad);
-  arguments.check_channels("moments", moments, 3);
-  arguments.check_channels("affine", affine, 2);
-  if (z.has_value()) arguments.check_like("z", *z);
-  if (residual.has_value()) arguments.check_like("residual", *residual);
-  arguments.check_partner("residual_moments", residual_moments, 3, "residual", residual);
+  check_reduce(arguments, grad, moments, affine, z, residual, residual_moments);
 
   const Layout layout(arguments);
   const ChannelRows means(moments, layout), residual_means(residual_moments, layout), scale_shift(affine, layout);
@@ -257,8 +294,7 @@ std::tuple<Tensor, Tensor, Tensor> batch_norm_coefficients(const Tensor& sums, i
                                                            const OptionalTensor& weight, double eps, int64_t count,
                                                            bool batch_stats) {
   const ChannelArguments arguments("batch_norm_coefficients", moments);
-  if (branch != 0 && branch != 1) arguments.fail("branch", "a value of 0 or 1", std::to_string(branch));
-  arguments.check_channels("sums", sums, branch == 1 || (sums.dim() == 2 && sums.size(0) == 4) ? 4 : 2);
+  check_sums(arguments, sums, branch);
   const Parameter weights(arguments, "weight", weight);
   const int64_t channels = arguments.channels();
   Tensor grad_weight = empty_channels(arguments), grad_bias = empty_channels(arguments);
@@ -275,22 +311,13 @@ std::tuple<Tensor, Tensor, Tensor> batch_norm_coefficients(const Tensor& sums, i
   return {grad_weight, grad_bias, coefficients};
 }
 
-// Coefficients have four rows, or one where the statistics were not the batch's own.
-int64_t coefficient_rows(const OptionalTensor& t) { return t.has_value() && t->dim() == 2 && t->size(0) == 1 ? 1 : 4; }
-
 std::tuple<Tensor, Tensor> batch_norm_act_backward(const Tensor& grad, const Tensor& x, const Tensor& affine,
                                                    const Tensor& coefficients, const OptionalTensor& z,
                                                    const OptionalTensor& residual,
                                                    const OptionalTensor& residual_coefficients, bool relu,
                                                    bool write_masked) {
   const Arguments arguments("batch_norm_act_backward", "x", x);
-  arguments.check_like("grad", grad);
-  arguments.check_channels("affine", affine, 2);
-  arguments.check_channels("coefficients", coefficients, coefficient_rows(coefficients));
-  if (z.has_value()) arguments.check_like("z", *z);
-  if (residual.has_value()) arguments.check_like("residual", *residual);
-  arguments.check_partner("residual_coefficients", residual_coefficients, coefficient_rows(residual_coefficients),
-                          "residual", residual);
+  check_backward(arguments, grad, affine, coefficients, z, residual, residual_coefficients);
 
   const Layout layout(arguments);
   const ChannelRows scale_shift(affine, layout), first(coefficients, layout), other(residual_coefficients, layout);
@@ -320,10 +347,7 @@ std::tuple<Tensor, Tensor> batch_norm_act_backward(const Tensor& grad, const Ten
 void batch_norm_act_backward_(const Tensor& grad, const Tensor& x, const Tensor& affine, const Tensor& coefficients,
                               const OptionalTensor& z, bool relu) {
   const Arguments arguments("batch_norm_act_backward_", "x", x);
-  arguments.check_like("grad", grad);
-  arguments.check_channels("affine", affine, 2);
-  arguments.check_channels("coefficients", coefficients, coefficient_rows(coefficients));
-  if (z.has_value()) arguments.check_like("z", *z);
+  check_backward(arguments, grad, affine, coefficients, z, std::nullopt, std::nullopt);
 
   const Layout layout(arguments);
   const ChannelRows scale_shift(affine, layout), rows(coefficients, layout);
@@ -344,9 +368,7 @@ void batch_norm_act_backward_(const Tensor& grad, const Tensor& x, const Tensor&
 
 void add_masked_(const Tensor& dx, const Tensor& grad, const OptionalTensor& z, bool relu) {
   const Arguments arguments("add_masked_", "dx", dx);
-  arguments.check_like("grad", grad);
-  if (relu && !z.has_value()) arguments.fail("z", "a tensor where relu is true", "none");
-  if (z.has_value()) arguments.check_like("z", *z);
+  check_add_masked(arguments, grad, z, relu);
 
   const Layout layout(arguments);
   const AddMasked op = {layout.activation, data(grad), relu ? data(z) : nullptr, dx.mutable_data_ptr()};

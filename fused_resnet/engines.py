@@ -99,8 +99,35 @@ def load_cuda_library() -> str | None:
         return reason
     built = build_record().get("cuda", {})
     if built and built["version"].split(".")[0] != str(torch.version.cuda).split(".")[0]:
-        return f"{CUDA_LIBRARY.name} was built with CUDA {built['version']}, torch with {torch.version.cuda}"
+        return (
+            f"{CUDA_LIBRARY.name} was built with CUDA {built['version']}, torch with {torch.version.cuda}: "
+            "install this package again in this environment"
+        )
+    capability = torch.cuda.get_device_capability()
+    if built and not has_code_for(capability, built["architectures"]):
+        major, minor = capability
+        return (
+            f"{CUDA_LIBRARY.name} has no code for sm_{major}{minor} (built for {built['architectures']}): "
+            f"install this package again with TORCH_CUDA_ARCH_LIST={major}.{minor}"
+        )
     return _load(CUDA_LIBRARY)
+
+
+def has_code_for(capability: tuple[int, int], architectures: str) -> bool:
+    """Return whether a library built for ``architectures`` runs on a device.
+
+    Binary code serves the same major version from its minor on; ``+PTX`` is compiled for whatever is newer; an
+    ending ``a`` is for that very device, ``f`` for its major version.
+    """
+    for entry in architectures.split():
+        name, _, ptx = entry.partition("+")
+        major, minor = map(int, name.rstrip("af").split("."))
+        exact = name.endswith("a")
+        if capability == (major, minor) or (not exact and capability[0] == major and capability[1] >= minor):
+            return True
+        if ptx and not exact and capability >= (major, minor):
+            return True
+    return False
 
 
 @functools.cache

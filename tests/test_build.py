@@ -13,21 +13,29 @@ from fused_resnet import engines
 pytestmark = pytest.mark.skipif(not engines.CPU_LIBRARY.exists(), reason="the native library was not built")
 
 
-def symbols(*options: str) -> list[str]:
+@pytest.fixture(params=[engines.CPU_LIBRARY, engines.CUDA_LIBRARY], ids=["cpu", "cuda"])
+def library(request):
+    if not request.param.exists():
+        pytest.skip(f"{request.param.name} was not built")
+    return request.param
+
+
+def symbols(library, *options: str) -> list[str]:
     nm = shutil.which("nm") or pytest.skip("nm (binutils) is not installed")
     return subprocess.run(
-        [nm, "-D", "-C", *options, engines.CPU_LIBRARY], capture_output=True, text=True, check=True
+        [nm, "-D", "-C", *options, library], capture_output=True, text=True, check=True
     ).stdout.splitlines()
 
 
-def test_the_library_uses_nothing_of_torch_but_its_stable_interface():
-    undefined = [line.split()[-1] if "::" not in line else line for line in symbols("--undefined-only")]
+def test_a_library_uses_nothing_of_torch_but_its_stable_interface(library):
+    undefined = [line.split()[-1] if "::" not in line else line for line in symbols(library, "--undefined-only")]
     assert any(name.startswith("aoti_torch_") for name in undefined)
     assert [name for name in undefined if re.search(r"\b(at|c10|torch)::|\b_?Py[A-Z_]", name)] == []
 
 
-def test_kernels_of_the_instruction_sets_stay_inside_the_library():
-    assert [line for line in symbols("--defined-only") if re.search(r"baseline|x86_64_v\d", line)] == []
+def test_kernels_and_the_cuda_runtime_stay_inside_their_library(library):
+    inside = r"baseline|x86_64_v\d|fused_resnet::|\b__?cuda"
+    assert [line for line in symbols(library, "--defined-only") if re.search(inside, line)] == []
 
 
 def test_the_record_says_what_was_built_and_with_what():
@@ -37,6 +45,11 @@ def test_the_record_says_what_was_built_and_with_what():
     assert re.match(r"(GNU|Clang|AppleClang) \d+", record["compiler"])
     for name in record["files"]:
         assert (engines.PACKAGE / name).exists()
+    if engines.CUDA_LIBRARY.name in record["files"]:
+        assert re.match(r"\d+\.\d+", record["cuda"]["version"])
+        assert all(re.fullmatch(r"\d+\.\d+[af]?(\+PTX)?", name) for name in record["cuda"]["architectures"].split())
+    else:
+        assert f"{engines.CUDA_LIBRARY.name} was left out, because" in record["left_out"]
 
 
 @pytest.fixture

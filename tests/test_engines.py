@@ -14,7 +14,7 @@ from fused_resnet.functional import batch_norm_act
 @pytest.fixture
 def fresh_engines(monkeypatch):
     """Forget which engines can serve, before and after."""
-    caches = [engines.choose, engines.load_cpu_library, ops.kernels]
+    caches = [engines.choose, engines.load_cpu_library, engines.load_cuda_library, ops.kernels]
 
     def clear():
         for cache in caches:
@@ -136,6 +136,35 @@ def test_without_a_gpu_its_engines_say_so(engine):
     assert re.search("without CUDA|no CUDA device", engines.why_not(engine, "cuda", torch.bfloat16))
     assert "take float32, bfloat16, float16, not torch.float64" in engines.why_not(engine, "cuda", torch.float64)
     assert "run on a GPU, the activations are on 'cpu'" in engines.why_not(engine, "cpu", torch.float32)
+
+
+@pytest.mark.parametrize(
+    ("capability", "architectures", "served"),
+    [
+        ((8, 0), "8.0 9.0", True),
+        ((8, 6), "8.0 9.0", True),
+        ((7, 5), "8.0 9.0+PTX", False),
+        ((10, 0), "8.0 9.0", False),
+        ((10, 0), "8.0 9.0+PTX", True),
+        ((9, 0), "9.0a", True),
+        ((12, 1), "12.0f", True),
+        ((10, 3), "10.0a+PTX", False),
+    ],
+)
+def test_which_devices_a_build_has_code_for(capability, architectures, served):
+    assert engines.has_code_for(capability, architectures) == served
+
+
+def test_a_mismatch_of_the_build_and_the_gpu_is_named(fresh_engines):
+    record = {"cuda": {"version": "12.8.1", "architectures": "8.0"}}
+    fresh_engines.setattr(engines, "_why_no_gpu", lambda: None)
+    fresh_engines.setattr(engines, "build_record", lambda: record)
+    fresh_engines.setattr(torch.version, "cuda", "13.0")
+    fresh_engines.setattr(torch.cuda, "get_device_capability", lambda: (11, 0))
+    assert "was built with CUDA 12.8.1, torch with 13.0" in engines.why_not("cuda", "cuda")
+    record["cuda"]["version"] = "13.0.88"
+    engines.load_cuda_library.cache_clear()
+    assert "no code for sm_110 (built for 8.0)" in engines.why_not("cuda", "cuda")
 
 
 @pytest.fixture

@@ -101,8 +101,9 @@ def _first_wrong(k: SimpleNamespace, device: str, dtypes: tuple[torch.dtype, ...
     reference = kernels("reference", device, torch.float32)
     generator = torch.Generator().manual_seed(0)
     formats = (torch.channels_last,) if k.channels_last else (torch.channels_last, torch.contiguous_format)
-    for dtype, memory_format in itertools.product(dtypes, formats):
-        shape = (3, 19, 5, 7)  # no vector length divides it
+    # channels that no vector length divides, and channels that all do
+    for dtype, memory_format, channels in itertools.product(dtypes, formats, (19, 64)):
+        shape = (3, channels, 5, 7)
 
         x, grad, residual = (
             values.to(device, dtype, memory_format=memory_format)
@@ -112,7 +113,9 @@ def _first_wrong(k: SimpleNamespace, device: str, dtypes: tuple[torch.dtype, ...
         moments, affine = reference.batch_norm_stats(x, weight, bias, 1e-5)
         z = reference.batch_norm_act(x, affine, residual, None, True)
         sums = reference.batch_norm_act_reduce(grad, x, moments, affine, z, None, None, True)
-        *_, coefficients = reference.batch_norm_coefficients(sums, 0, moments, weight, 1e-5, x.numel() // 19, True)
+        *_, coefficients = reference.batch_norm_coefficients(
+            sums, 0, moments, weight, 1e-5, x.numel() // channels, True
+        )
         _, index = reference.batch_norm_act_pool(x, affine, True, [3, 3], [2, 2], [1, 1])
         pooled = grad[:, :, :3, :4].contiguous(memory_format=memory_format)
         calls: dict[str, tuple[Any, ...]] = {
@@ -120,7 +123,7 @@ def _first_wrong(k: SimpleNamespace, device: str, dtypes: tuple[torch.dtype, ...
             "batch_norm_affine": (moments, weight, bias, 1e-5),
             "batch_norm_act": (x, affine, residual, affine, True),
             "batch_norm_act_reduce": (grad, x, moments, affine, z, residual, moments, True),
-            "batch_norm_coefficients": (sums, 0, moments, weight, 1e-5, x.numel() // 19, True),
+            "batch_norm_coefficients": (sums, 0, moments, weight, 1e-5, x.numel() // channels, True),
             "batch_norm_act_backward": (grad, x, affine, coefficients, None, None, None, True, True),
             "batch_norm_act_backward_": (grad, x, affine, coefficients, None, True),
             "update_running_stats_": ([affine[0]], [affine[1]], [], [moments], 0.1),

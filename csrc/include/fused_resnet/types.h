@@ -5,7 +5,7 @@
 
 namespace fused_resnet {
 
-enum class DType { kFloat32, kBFloat16, kFloat64 };
+enum class DType { kFloat32, kBFloat16, kFloat16, kFloat64 };
 
 struct BFloat16 {
   uint16_t bits;

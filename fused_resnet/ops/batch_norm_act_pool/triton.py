@@ -9,11 +9,18 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fused_resnet.ops.batch_norm_act.config import ceil_div, tile
+from fused_resnet.ops.batch_norm_act.config import Tile, ceil_div, tile
 
 __all__ = ["batch_norm_act_pool", "max_pool_backward"]
 
 POOL_ELEMENTS, POOL_WARPS = 1024, 4
+
+
+def _cut(channels: int) -> Tile:
+    """Return a program's tile: half as large where no vector divides the channels, since every element then needs an
+    address of its own.
+    """
+    return tile(channels, POOL_ELEMENTS if channels % 8 == 0 else POOL_ELEMENTS // 2, POOL_WARPS)
 
 
 @triton.jit(do_not_specialize=["positions", "H", "W", "OH", "OW"])
@@ -141,7 +148,7 @@ def batch_norm_act_pool(
     shape = (n, channels, out_height, out_width)
     z = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
     index = torch.empty(shape, dtype=torch.uint8, device=x.device, memory_format=torch.channels_last)
-    cut = tile(channels, POOL_ELEMENTS, POOL_WARPS)
+    cut = _cut(channels)
     positions = n * out_height * out_width
     if z.numel():
         _pool_kernel[ceil_div(positions, cut.rows) * ceil_div(channels, cut.channels),](
@@ -160,7 +167,7 @@ def max_pool_backward(
     dx = torch.empty(
         (n, channels, height, width), dtype=grad.dtype, device=grad.device, memory_format=torch.channels_last
     )
-    cut = tile(channels, POOL_ELEMENTS, POOL_WARPS)
+    cut = _cut(channels)
     down, along = (ceil_div(extent + p, s) for extent, p, s in zip((height, width), padding, stride, strict=True))
     cells = n * down * along
     if dx.numel():

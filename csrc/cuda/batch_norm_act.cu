@@ -1,0 +1,183 @@
+#include "vector.cuh"
+
+namespace fused_resnet::cuda {
+namespace {
+
+constexpr bool kReverse = false;
+
+// Rows that a thread reads at a time.
+constexpr int kActRows = 4;
+constexpr int kActOfTwoRows = 2;
+constexpr int kBackwardRows = 4;
+constexpr int kBackwardOfTwoRows = 2;
+constexpr int kAddMaskedRows = 2;
+
+// z = act(a·x + b + R), with R = 0, residual, or a_r·residual + b_r (kTwo).  NaN passes act, as in stock torch.
+// Bytes: 2s an element, 3s with a residual.
+template <typename T, int kVector, bool kTwo>
+__global__ void __launch_bounds__(kActOccupancy.threads, kActOccupancy.blocks) act_kernel(Plan plan, BatchNormAct op) {
+  constexpr int kRows = kTwo ? kActOfTwoRows : kActRows;
+  const Position<kVector> position(plan, kReverse);
+  const T* residual = static_cast<const T*>(op.residual);
+  float scale[kVector], shift[kVector], residual_scale[kVector], residual_shift[kVector];
+  load_channels(op.affine + position.channel, scale);
+  load_channels(op.affine + plan.channels + position.channel, shift);
+  if constexpr (kTwo) {
+    load_channels(op.residual_affine + position.channel, residual_scale);
+    load_channels(op.residual_affine + plan.channels + position.channel, residual_shift);
+  }
+  for_batches<kRows>(position, [&](const Batch<kRows>& batch) {
+    Packed<T, kVector> xs[kRows], residuals[kRows];
+    batch.load(static_cast<const T*>(op.x), xs);
+    if (kTwo || residual != nullptr) batch.load(residual, residuals);
+#pragma unroll
+    for (int i = 0; i < kRows; ++i) {
+      float z[kVector], r[kVector];
+      xs[i].unpack(z);
+#pragma unroll
+      for (int v = 0; v < kVector; ++v) z[v] = fmaf(scale[v], z[v], shift[v]);
+      if (kTwo || residual != nullptr) {
+        residuals[i].unpack(r);
+#pragma unroll
+        for (int v = 0; v < kVector; ++v) z[v] += kTwo ? fmaf(residual_scale[v], r[v], residual_shift[v]) : r[v];
+      }
+      if (op.relu) {
+#pragma unroll
+        for (int v = 0; v < kVector; ++v) z[v] = z[v] <= 0 ? 0 : z[v];
+      }
+      if (batch.inside[i]) Packed<T, kVector>::pack(z).store(static_cast<T*>(op.z) + batch.offset[i]);
+    }
+  });
+}
+
+// The coefficients of a thread's channels.
+template <int kVector>
+struct InputGradient {
+  __device__ InputGradient(const Coefficients& coefficients, int64_t channel, int64_t channels)
+      : batch_stats(coefficients.batch_stats) {
+    const float* row = coefficients.rows + channel;
+    load_channels(row, scale);
+    if (!batch_stats) return;
+    load_channels(row + channels, mean_grad);
+    load_channels(row + 2 * channels, slope);
+    load_channels(row + 3 * channels, mean);
+  }
+
+  // dx = a·((G − g0) − k·(x − mean)), or a·G
+  __device__ void operator()(const float (&g)[kVector], float (&x)[kVector]) const {
+#pragma unroll
+    for (int v = 0; v < kVector; ++v) {
+      x[v] = scale[v] * (batch_stats ? fmaf(-slope[v], x[v] - mean[v], g[v] - mean_grad[v]) : g[v]);
+    }
+  }
+
+  bool batch_stats;
+  float scale[kVector], mean_grad[kVector], slope[kVector], mean[kVector];
+};
+
+// dx = a·((G − g0) − k·(x − mean)), or a·G; the same of a second branch (kTwo), or G itself, as a second output.
+// dx may be grad: a thread reads an element before it writes it, and nobody else does either.
+// Bytes: 3s an element, s for each of z and masked, 2s for a residual; 1s less where x is not needed.
+template <typename T, int kVector, Sign kSign, bool kTwo>
+__global__ void __launch_bounds__(kBackwardOccupancy.threads, kBackwardOccupancy.blocks)
+    backward_kernel(Plan plan, BatchNormActBackward op) {
+  constexpr int kRows = kTwo ? kBackwardOfTwoRows : kBackwardRows;
+  const Position<kVector> position(plan, kReverse);
+  Gradient<T, kVector, kRows, kSign> gradient(op.gradient, position, plan.channels);
+  const InputGradient<kVector> input_gradient(op.coefficients, position.channel, plan.channels);
+  const InputGradient<kVector> residual_gradient(kTwo ? op.residual_coefficients : op.coefficients, position.channel,
+                                                 plan.channels);
+  const bool reads_x = kSign == Sign::kOfPreactivation || op.coefficients.batch_stats;
+  for_batches<kRows>(position, [&](const Batch<kRows>& batch) {
+    Packed<T, kVector> xs[kRows] = {}, residuals[kRows];
+    gradient.load(batch);
+    if (reads_x) batch.load(static_cast<const T*>(op.x), xs);
+    if constexpr (kTwo) batch.load(static_cast<const T*>(op.residual), residuals);
+#pragma unroll
+    for (int i = 0; i < kRows; ++i) {
+      if (!batch.inside[i]) continue;
+      const auto store = [&](void* address, const float (&values)[kVector]) {
+        Packed<T, kVector>::pack(values).store(static_cast<T*>(address) + batch.offset[i]);
+      };
+      float x[kVector], g[kVector];
+      xs[i].unpack(x);
+      gradient.masked(i, x, g);
+      input_gradient(g, x);
+      store(op.dx, x);
+      if constexpr (kTwo) {
+        residuals[i].unpack(x);
+        residual_gradient(g, x);
+        store(op.residual_dx, x);
+      } else if (op.masked != nullptr) {
+        store(op.masked, g);
+      }
+    }
+  });
+}
+
+// dx += G, with G = grad, or 0 where z <= 0.  Bytes: 3s an element, 4s with z.
+template <typename T, int kVector>
+__global__ void __launch_bounds__(kAddMaskedOccupancy.threads, kAddMaskedOccupancy.blocks)
+    add_masked_kernel(Plan plan, AddMasked op) {
+  const Position<kVector> position(plan, kReverse);
+  const MaskedGradient masked = {op.grad, op.z, nullptr, true};
+  Gradient<T, kVector, kAddMaskedRows, Sign::kOfOutput> gradient(masked, position, plan.channels);
+  T* dx = static_cast<T*>(op.dx);
+  for_batches<kAddMaskedRows>(position, [&](const Batch<kAddMaskedRows>& batch) {
+    Packed<T, kVector> sums[kAddMaskedRows];
+    gradient.load(batch);
+    batch.load(dx, sums);
+#pragma unroll
+    for (int i = 0; i < kAddMaskedRows; ++i) {
+      if (!batch.inside[i]) continue;
+      float sum[kVector], g[kVector];
+      sums[i].unpack(sum);
+      gradient.masked(i, sum, g);
+#pragma unroll
+      for (int v = 0; v < kVector; ++v) sum[v] += g[v];
+      Packed<T, kVector>::pack(sum).store(dx + batch.offset[i]);
+    }
+  });
+}
+
+Plan plan_for(const Launch& launch, const Matrix& matrix, Occupancy occupancy,
+              std::initializer_list<const void*> pointers) {
+  return plan(matrix, vector_width(matrix, pointers), occupancy, launch.multiprocessors);
+}
+
+}  // namespace
+
+cudaError_t batch_norm_act(const Launch& launch, const BatchNormAct& op) {
+  const Plan plan =
+      plan_for(launch, op.matrix, kActOccupancy, {op.x, op.affine, op.residual, op.residual_affine, op.z});
+  return visit_elements(op.matrix.dtype, plan.vector, [&](auto element, auto vector) {
+    return visit_bool(op.residual_affine != nullptr, [&](auto two) {
+      return launch_kernel(act_kernel<decltype(element), vector.value, two.value>, plan.blocks(), kActOccupancy.threads,
+                           launch.stream, plan, op);
+    });
+  });
+}
+
+cudaError_t batch_norm_act_backward(const Launch& launch, const BatchNormActBackward& op) {
+  const Plan plan = plan_for(launch, op.matrix, kBackwardOccupancy,
+                             {op.gradient.grad, op.gradient.z, op.gradient.affine, op.x, op.coefficients.rows, op.dx,
+                              op.masked, op.residual, op.residual_coefficients.rows, op.residual_dx});
+  return visit_elements(op.matrix.dtype, plan.vector, [&](auto element, auto vector) {
+    return visit_sign(op.gradient, [&](auto sign) {
+      return visit_bool(op.residual != nullptr, [&](auto two) {
+        return launch_kernel(backward_kernel<decltype(element), vector.value, sign.value, two.value>, plan.blocks(),
+                             kBackwardOccupancy.threads, launch.stream, plan, op);
+      });
+    });
+  });
+}
+
+cudaError_t add_masked(const Launch& launch, const AddMasked& op) {
+  const Plan plan = plan_for(launch, op.matrix, kAddMaskedOccupancy, {op.grad, op.z, op.dx});
+  return visit_elements(op.matrix.dtype, plan.vector, [&](auto element, auto vector) {
+    return launch_kernel(add_masked_kernel<decltype(element), vector.value>, plan.blocks(), kAddMaskedOccupancy.threads,
+                         launch.stream, plan, op);
+  });
+}
+
+}  // namespace fused_resnet::cuda

@@ -1,0 +1,342 @@
+"""The native CUDA kernels beside the reference, operation by operation, and their sums beside float64.
+
+Where there is no GPU, ``tests/test_cuda_emulation.py`` runs this page on the kernels' source compiled for the CPU.
+"""
+
+import itertools
+import os
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fused_resnet import engines
+from fused_resnet.ops.batch_norm_act import reference
+from tests.accuracy import assert_as_accurate_as_stock, rms
+
+EMULATED = os.environ.get("FUSED_RESNET_CUDA_EMULATION")
+if EMULATED:
+    torch.ops.load_library(EMULATED)
+    WHY_NOT = None
+else:
+    WHY_NOT = engines.load_cuda_library()
+
+pytestmark = pytest.mark.skipif(WHY_NOT is not None, reason=str(WHY_NOT))
+
+ops = torch.ops.fused_resnet
+
+DEVICE = "cpu" if EMULATED else "cuda"
+EPS = 1e-5
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+# channels that no vector divides, one element, one row, a block's last threads idle (24), several tiles of channels,
+# the last of them cut short (1032, 2056), rows that leave some threads one less
+SHAPES = [
+    (2, 3, 5, 7),
+    (2, 16, 8, 8),
+    (5, 513, 1, 1),
+    (1, 1, 1, 1),
+    (1, 1, 90, 90),
+    (1, 40, 1, 1),
+    (2, 24, 1, 11),
+    (1, 1032, 5, 5),
+    (2, 64, 40, 39),
+    (3, 2056, 2, 3),
+]
+
+each_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d).removeprefix("torch."))
+each_shape = pytest.mark.parametrize("shape", SHAPES, ids=lambda s: "x".join(map(str, s)))
+
+
+def image_of(shape, dtype, offset=0):
+    """Random values in channels_last, from ``offset`` elements into their memory."""
+    _, c, h, w = shape
+    values = torch.randn(shape, dtype=torch.float64).add(0.5).to(dtype)
+    memory = torch.empty(values.numel() + offset, dtype=dtype, device=DEVICE)
+    return memory.as_strided(shape, (c * h * w, 1, w * c, c), offset).copy_(values)
+
+
+def moments_of(x):
+    return reference.batch_norm_stats(x, None, None, EPS)[0]
+
+
+class Problem:
+    """Random arguments of every operation, with per-channel tensors from the reference."""
+
+    def __init__(self, shape: tuple[int, ...], dtype: torch.dtype, offset: int = 0) -> None:
+        self.x, self.residual, self.grad = (image_of(shape, dtype, offset) for _ in range(3))
+        self.count = self.x.numel() // shape[1]
+        self.weight, self.bias = torch.randn(2, shape[1]).to(DEVICE).unbind()
+        self.moments = moments_of(self.x)
+        self.residual_moments = moments_of(self.residual)
+        self.affine = reference.batch_norm_affine(self.moments, self.weight, self.bias, EPS)
+        self.residual_affine = reference.batch_norm_affine(self.residual_moments, self.weight, None, EPS)
+
+    def coefficients(self, sums: Tensor, moments: Tensor) -> Tensor:
+        return reference.batch_norm_coefficients(sums, 0, moments, self.weight, EPS, self.count, True)[2]
+
+
+def assert_close(result: Tensor, expected: Tensor, ulps: float = 4) -> None:
+    """Relative RMS error of a few units in the last place; same shape, dtype and NaN."""
+    assert (result.shape, result.dtype) == (expected.shape, expected.dtype)
+    assert torch.equal(result.isnan(), expected.isnan())
+    result, expected = result.nan_to_num(), expected.nan_to_num()
+    error = rms(result.double() - expected.double())
+    assert error <= ulps * torch.finfo(result.dtype).eps * rms(expected), f"error {error:.3g} of {rms(expected):.3g}"
+
+
+def check_statistics(p):
+    moments, affine = ops.batch_norm_stats(p.x, p.weight, p.bias, EPS)
+    assert_close(moments, moments_of(p.x.double()).float(), 16)
+    assert torch.equal(affine, ops.batch_norm_affine(moments, p.weight, p.bias, EPS))
+
+
+def check_apply(p, relu, branch):
+    residual = None if branch == "no residual" else p.residual
+    residual_affine = p.residual_affine if branch == "second branch" else None
+    arguments = (p.x, p.affine, residual, residual_affine, relu)
+    z = ops.batch_norm_act(*arguments)
+    assert z.stride() == p.x.stride()
+    assert_close(z, reference.batch_norm_act(*arguments))
+
+
+def check_backward(p, branches, mask, write_masked):
+    relu = mask != "linear"
+    z = reference.batch_norm_act(p.x, p.affine, p.residual, None, True) if mask == "sign of z" else None
+    residual, moments = (p.residual, p.residual_moments) if branches == 2 else (None, None)
+
+    # where the sign comes from x, an element within a rounding error of zero may fall on either side
+    preactivation = torch.addcmul(p.affine[1].view(1, -1, 1, 1), p.x.float(), p.affine[0].view(1, -1, 1, 1))
+    p.grad[preactivation.abs() < 1e-5] = 0
+
+    arguments = (p.grad, p.x, p.moments, p.affine, z, residual, moments, relu)
+    sums = ops.batch_norm_act_reduce(*arguments)
+    exact = [t.double() if isinstance(t, Tensor) else t for t in arguments]
+    assert_close(sums, reference.batch_norm_act_reduce(*exact).float(), 16)
+
+    expected_sums = reference.batch_norm_act_reduce(*arguments)
+    coefficients = p.coefficients(expected_sums[:2], p.moments)
+    residual_coefficients = None if residual is None else p.coefficients(expected_sums[2:], moments)
+    arguments = (p.grad, p.x, p.affine, coefficients, z, residual, residual_coefficients, relu, write_masked)
+    expected = reference.batch_norm_act_backward(*arguments)
+    for result, wanted in zip(ops.batch_norm_act_backward(*arguments), expected, strict=True):
+        assert_close(result, wanted)
+        assert result.numel() == 0 or result.stride() == p.x.stride()
+    if branches == 1:
+        ops.batch_norm_act_backward_(p.grad, p.x, p.affine, coefficients, z, relu)
+        assert_close(p.grad, expected[0])
+
+
+@each_shape
+@each_dtype
+def test_statistics_equal_the_reference(dtype, shape):
+    check_statistics(Problem(shape, dtype))
+
+
+@pytest.mark.parametrize("parameter_dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+def test_per_channel_steps_equal_the_reference_for_parameters_of_any_dtype(parameter_dtype):
+    p = Problem((2, 200, 5, 5), torch.float32)
+    weight = p.weight.to(parameter_dtype)
+    bias = torch.stack((p.bias, p.bias), dim=1).to(parameter_dtype)[:, 1]  # every second element
+    sums = reference.batch_norm_act_reduce(p.grad, p.x, p.moments, p.affine, None, p.residual, p.residual_moments, True)
+    for parameters in [(weight, bias), (weight, None), (None, bias), (None, None)]:
+        arguments = (p.moments, *parameters, EPS)
+        assert_close(ops.batch_norm_affine(*arguments), reference.batch_norm_affine(*arguments))
+        for batch_stats, branch in itertools.product((True, False), (0, 1)):
+            arguments = (sums, branch, p.moments, parameters[0], EPS, p.count, batch_stats)
+            for result, expected in zip(
+                ops.batch_norm_coefficients(*arguments), reference.batch_norm_coefficients(*arguments), strict=True
+            ):
+                assert_close(result, expected)
+
+
+@pytest.mark.parametrize("branch", ["no residual", "residual", "second branch"])
+@pytest.mark.parametrize("relu", [True, False], ids=["relu", "linear"])
+@each_shape
+@each_dtype
+def test_apply_equals_the_reference(dtype, shape, relu, branch):
+    check_apply(Problem(shape, dtype), relu, branch)
+
+
+@pytest.mark.parametrize("write_masked", [True, False], ids=["masked", "dx only"])
+@pytest.mark.parametrize("mask", ["linear", "sign of x", "sign of z"])
+@pytest.mark.parametrize("branches", [1, 2])
+@each_shape
+@each_dtype
+def test_backward_equals_the_reference(dtype, shape, branches, mask, write_masked):
+    check_backward(Problem(shape, dtype), branches, mask, write_masked)
+
+
+@pytest.mark.parametrize("branches", [1, 2])
+@pytest.mark.parametrize("mask", ["linear", "sign of x", "sign of z"])
+@each_dtype
+def test_backward_with_fixed_statistics_equals_the_reference(dtype, mask, branches):
+    p = Problem((2, 24, 5, 5), dtype)
+    p.x[0, 0, 0, 0] = torch.inf  # a·G does not see x
+    fixed = p.affine[:1].contiguous()
+    # one branch's statistics may be fixed and the other's not
+    residual = (None, None) if branches == 1 else (p.residual, torch.randn(4, 24, device=DEVICE))
+    z = p.residual if mask == "sign of z" else None
+    arguments = (p.grad, p.x, p.affine, fixed, z, *residual, mask != "linear", False)
+    for result, expected in zip(
+        ops.batch_norm_act_backward(*arguments), reference.batch_norm_act_backward(*arguments), strict=True
+    ):
+        assert_close(result, expected)
+
+
+@pytest.mark.parametrize("relu", [True, False], ids=["relu", "linear"])
+@each_shape
+@each_dtype
+def test_adding_the_shortcut_equals_the_reference(dtype, shape, relu):
+    p = Problem(shape, dtype)
+    expected = p.x.clone()
+    reference.add_masked_(expected, p.grad, p.residual if relu else None, relu)
+    ops.add_masked_(p.x, p.grad, p.residual if relu else None, relu)
+    assert_close(p.x, expected)
+
+
+@each_dtype
+def test_addresses_that_no_wide_access_allows(dtype):
+    p = Problem((2, 64, 9, 9), dtype, offset=1)
+    check_statistics(p)
+    check_apply(p, True, "second branch")
+    check_backward(p, 1, "sign of x", True)
+    ops.add_masked_(p.x, p.grad, None, False)
+
+
+@pytest.mark.parametrize("offset", [0, 1, 1000])
+def test_statistics_are_as_accurate_as_stock_where_the_mean_is_far_from_zero(offset):
+    x = (torch.randn(8, 64, 28, 28) + offset).to(DEVICE, memory_format=torch.channels_last)
+    exact = moments_of(x.double())
+    mean, var = torch.zeros(64, device=DEVICE), torch.zeros(64, device=DEVICE)
+    F.batch_norm(x, mean, var, training=True, momentum=1.0)
+    count = x.numel() // 64
+    fused, _ = ops.batch_norm_stats(x, None, None, EPS)
+    assert_as_accurate_as_stock(
+        {"mean": fused[0], "var": fused[1]},
+        {"mean": mean, "var": var * ((count - 1) / count)},
+        {"mean": exact[0], "var": exact[1]},
+    )
+
+
+def test_an_outlier_among_the_first_values_does_not_cost_the_variance_its_digits():
+    x = torch.randn(8, 64, 28, 28)
+    x[0, :, 0, 0] = x[-1, :, -1, -1] = 1e3
+    x = x.to(DEVICE, memory_format=torch.channels_last)
+    assert_close(ops.batch_norm_stats(x, None, None, EPS)[0], moments_of(x.double()).float(), 100)
+
+
+def test_results_are_the_same_every_time():
+    p = Problem((4, 64, 56, 56), torch.float32)
+    results = [
+        (
+            *ops.batch_norm_stats(p.x, p.weight, p.bias, EPS),
+            ops.batch_norm_act_reduce(p.grad, p.x, p.moments, p.affine, None, None, None, True),
+        )
+        for _ in range(3)
+    ]
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+@each_dtype
+def test_nan_and_infinity_come_out_where_stock_gives_them(dtype):
+    x = torch.randn(2, 3, 4, 4).to(DEVICE, dtype, memory_format=torch.channels_last)
+    x[0, 0, 1, 2], x[1, 1, 3, 3] = torch.nan, torch.inf
+    moments, affine = ops.batch_norm_stats(x, None, None, EPS)
+    stock = F.batch_norm(x.float(), None, None, training=True, eps=EPS).relu()
+    finite = [[True, False, False], [True, True, False], [True, True, False]]
+    assert moments.isnan().tolist() == finite
+    assert moments[0, 1] == torch.inf
+    assert torch.equal(ops.batch_norm_act(x, affine, None, None, True).isnan(), stock.isnan())
+    # the sign of NaN masks nothing
+    grad = torch.ones_like(x)
+    dx = grad.clone()
+    ops.add_masked_(dx, grad, x, True)
+    assert dx[0, 0, 1, 2] == 2
+    sums = ops.batch_norm_act_reduce(grad, x, moments, affine, x, None, None, True)
+    assert torch.equal(sums[0], (~(x <= 0)).sum((0, 2, 3)).float())
+
+
+def test_an_empty_batch_gives_nan_statistics_and_empty_activations():
+    p = Problem((2, 8, 4, 4), torch.float32)
+    x = torch.empty(0, 8, 4, 4, device=DEVICE)
+    assert all(result.isnan().all() for result in ops.batch_norm_stats(x, None, None, EPS))
+    assert ops.batch_norm_act(x, p.affine, x, p.affine, True).shape == x.shape
+    sums = ops.batch_norm_act_reduce(x, x, p.moments, p.affine, None, None, None, True)
+    assert torch.equal(sums, torch.zeros(2, 8, device=DEVICE))
+    sums = ops.batch_norm_act_reduce(x, x, p.moments, p.affine, x, x, p.moments, True)
+    assert torch.equal(sums, torch.zeros(4, 8, device=DEVICE))
+    coefficients = torch.zeros(4, 8, device=DEVICE)
+    dx, _ = ops.batch_norm_act_backward(x, x, p.affine, coefficients, None, x, coefficients, True, False)
+    assert dx.shape == x.shape
+    ops.batch_norm_act_backward_(x, x, p.affine, coefficients, None, True)
+    ops.add_masked_(x, x, x, True)
+    nothing = torch.empty(2, 0, 4, 4, device=DEVICE)
+    assert ops.batch_norm_stats(nothing, None, None, EPS)[0].shape == (3, 0)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"x": torch.zeros(2, 8, 4)}, r"x must have four dimensions \[N, C, H, W\], got 3 dimensions"),
+        ({"x": torch.zeros(2, 8, 4, 4).double()}, r"x must have dtype float32, bfloat16 or float16, got Double"),
+        (
+            {"x": torch.zeros(2, 8, 4, 4)},
+            r"x must have channels_last strides.*call .contiguous\(memory_format=torch.channels_last\) first",
+        ),
+        ({"affine": torch.zeros(2, 7)}, r"affine must have shape \[2, 8\], got \[2, 7\]"),
+        ({"residual": torch.zeros(2, 8, 4, 4)}, r"residual must have the memory format of x, channels_last"),
+        ({"residual_affine": torch.zeros(2, 8)}, r"residual_affine must have no value, as residual has"),
+    ],
+)
+def test_errors_name_the_argument_what_was_wanted_and_what_came(change, message):
+    x = torch.zeros(2, 8, 4, 4).to(memory_format=torch.channels_last)
+    arguments = {"x": x, "affine": torch.zeros(2, 8), "residual": None, "residual_affine": None, **change}
+    arguments = {name: t if t is None else t.to(DEVICE) for name, t in arguments.items()}
+    with pytest.raises(RuntimeError, match="fused_resnet::batch_norm_act: " + message):
+        ops.batch_norm_act(**arguments, relu=True)
+
+
+@pytest.mark.skipif(DEVICE == "cpu", reason="needs a second device")
+def test_tensors_on_different_devices_are_refused():
+    x = torch.zeros(2, 8, 4, 4, device=DEVICE).to(memory_format=torch.channels_last)
+    with pytest.raises(RuntimeError, match="affine must have device cuda:0, got cpu"):
+        ops.batch_norm_act(x, torch.zeros(2, 8), None, None, True)
+    with pytest.raises(RuntimeError, match="x must have the device of the other tensors, got cpu"):
+        ops.batch_norm_act(x.cpu(), torch.zeros(2, 8, device=DEVICE), None, None, True)
+
+
+@pytest.mark.skipif(DEVICE == "cpu", reason="needs a GPU's memory")
+def test_more_elements_than_32_bits_count():
+    x = torch.full((1, 1, 1, 1), 3.0, dtype=torch.bfloat16, device=DEVICE).expand(3, 64, 4096, 4096)
+    x = x.contiguous(memory_format=torch.channels_last)
+    x[-1, :, -1, -1] = -1
+    moments, affine = ops.batch_norm_stats(x, None, None, EPS)
+    assert_close(moments[0], torch.full((64,), 3.0, device=DEVICE))
+    affine = torch.stack((torch.ones_like(affine[0]), torch.zeros_like(affine[0])))
+    z = ops.batch_norm_act(x, affine, None, None, True)
+    assert z[-1, :, -1, -1].eq(0).all()
+    assert z[-1, :, -1, -2].eq(3).all()
+    assert z[0, :, 0, 0].eq(3).all()
+
+
+@pytest.mark.skipif(DEVICE == "cpu", reason="needs a GPU")
+def test_every_operation_can_be_captured():
+    p = Problem((2, 64, 9, 9), torch.bfloat16)
+
+    def step():
+        moments, affine = ops.batch_norm_stats(p.x, p.weight, p.bias, EPS)
+        z = ops.batch_norm_act(p.x, affine, p.residual, None, True)
+        sums = ops.batch_norm_act_reduce(p.grad, p.x, moments, affine, z, None, None, True)
+        *_, coefficients = ops.batch_norm_coefficients(sums, 0, moments, p.weight, EPS, p.count, True)
+        dx, _ = ops.batch_norm_act_backward(p.grad, p.x, affine, coefficients, z, None, None, True, True)
+        ops.add_masked_(dx, p.grad, z, True)
+        return z, dx
+
+    expected = step()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = step()
+    graph.replay()
+    assert all(torch.equal(a, b) for a, b in zip(captured, expected, strict=True))

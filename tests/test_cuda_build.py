@@ -1,0 +1,115 @@
+"""What the compiler makes of the CUDA kernels: registers, spills and the width of their accesses, without a GPU."""
+
+import re
+import shutil
+import subprocess
+from collections import defaultdict
+from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+ARCHITECTURES = ["sm_80", "sm_90", "sm_100", "sm_120"]
+SASS_ARCHITECTURES = ["sm_80", "sm_90", "sm_100"]
+REGISTERS = 65536  # of a multiprocessor
+SHARED_BYTES = 100 << 10  # the least of those architectures
+
+
+def program(name: str) -> str:
+    """A program of the CUDA toolkit, or the one that comes with Triton."""
+    found = shutil.which(name) or shutil.which(f"/usr/local/cuda/bin/{name}")
+    triton = find_spec("triton")
+    if not found and triton and triton.origin:
+        found = shutil.which(str(Path(triton.origin).parent / "backends/nvidia/bin" / name))
+    return found or pytest.skip(f"{name} was not found")
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory):
+    """Every .cu compiled for all architectures at once: object files, and what ptxas says of them."""
+    nvcc, folder = program("nvcc"), tmp_path_factory.mktemp("cuda")
+    codes = [f"-gencode=arch=compute_{a[3:]},code={a}" for a in ARCHITECTURES]
+    options = ["-std=c++17", "-O3", "-Xptxas=-v", f"-I{ROOT / 'csrc/include'}", *codes]
+
+    def compile(source: Path) -> tuple[Path, str]:
+        target = folder / f"{source.stem}.o"
+        run = subprocess.run([nvcc, *options, "-c", source, "-o", target], capture_output=True, text=True)
+        assert run.returncode == 0, run.stderr
+        return target, run.stderr
+
+    sources = sorted(ROOT.glob("csrc/cuda/*.cu"), key=lambda path: path.stat().st_size, reverse=True)
+    with ThreadPoolExecutor(2) as pool:
+        return list(pool.map(compile, sources))
+
+
+@pytest.fixture(scope="module")
+def kernels(compiled):
+    """(architecture, kernel) -> bytes of stack frame and spills, registers, bytes of shared memory."""
+    pattern = (
+        r"entry function '(\w+)' for '(\w+)'.*?(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill"
+        r" loads.*?Used (\d+) registers(?:[^\n]*?(\d+) bytes smem)?"
+    )
+    found = {}
+    for _, text in compiled:
+        for name, architecture, *numbers in re.findall(pattern, text, re.DOTALL):
+            found[architecture, name] = [int(number or 0) for number in numbers]
+    assert {architecture for architecture, _ in found} == set(ARCHITECTURES)
+    return found
+
+
+def occupancy(name: str) -> tuple[int, int]:
+    """Threads of a block and blocks of a multiprocessor that plan.h says for a kernel of that name."""
+    text = (ROOT / "csrc/include/fused_resnet/cuda/plan.h").read_text()
+    table = {kind: (int(t), int(b)) for kind, t, b in re.findall(r"k(\w+)Occupancy = {(\d+), (\d+)}", text)}
+    kinds = {"stats_kernel": "Reduction", "reduce_kernel": "Reduction", "act_kernel": "Act"}
+    kinds |= {"backward_kernel": "Backward", "add_masked_kernel": "AddMasked"}
+    if "finish_" in name:
+        return 256, 1
+    return next((table[kind] for kernel, kind in kinds.items() if f"{len(kernel)}{kernel}" in name), (128, 1))
+
+
+def test_no_kernel_spills_or_has_a_stack_frame(kernels):
+    assert {key: numbers for key, numbers in kernels.items() if any(numbers[:3])} == {}
+
+
+def test_as_many_blocks_run_at_a_time_as_the_grids_are_made_for(kernels):
+    for key, (_, _, _, registers, shared) in kernels.items():
+        threads, blocks = occupancy(key[1])
+        allocated = -(-registers // 8) * 8
+        assert allocated * threads * blocks <= REGISTERS, key
+        assert shared * blocks <= SHARED_BYTES, key
+        assert shared <= 48 << 10, key
+
+
+def accesses(sass: str) -> dict[str, dict[str, list[str]]]:
+    """Kernel -> instruction (LDG, STG) -> widths, in the order of the machine code."""
+    found: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
+    name = ""
+    for line in sass.splitlines():
+        if match := re.search(r"Function : (\w+)", line):
+            name = match[1]
+        elif match := re.search(r"\b(LDG|STG)\.E(\S*)", line):
+            width = re.search(r"\.(U8|U16|64|128)\b", match[2])
+            found[name][match[1]].append(width[1] if width else "32")
+    return found
+
+
+@pytest.mark.parametrize("architecture", SASS_ARCHITECTURES)
+def test_vector_kernels_move_16_bytes_at_a_time(compiled, architecture):
+    cuobjdump = program("cuobjdump")
+    checked = 0
+    for path, _ in compiled:
+        run = subprocess.run(
+            [cuobjdump, "-sass", "-arch", architecture, path], capture_output=True, text=True, check=True
+        )
+        for name, widths in accesses(run.stdout).items():
+            # the kernels' template arguments: __half, 8; __nv_bfloat16, 8; float, 4
+            if not re.search(r"kernelI(6__halfLi8|13__nv_bfloat16Li8|fLi4)", name):
+                continue
+            checked += 1
+            assert set(widths["LDG"]) == {"128"}, name
+            if "stats_kernel" not in name and "reduce_kernel" not in name:  # those write partial sums
+                assert set(widths["STG"]) == {"128"}, name
+    assert checked == 3 * (1 + 4 + 2 + 4 + 1)  # dtypes x (stats, reduce, act, backward, add)
