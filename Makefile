@@ -11,11 +11,11 @@ CXX_SOURCES := $(filter %.h %.cpp %.cu %.cuh,$(SOURCES))
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help train test bench gpu lint wheel clean check
+.PHONY: help train test bench gpu gpu-facts gpu-kernels gpu-networks gpu-build lint wheel clean check
 
 help:  ## list the targets
 	@echo "usage: make TARGET [ARGS='--more options'] [PYTHON=python3.12]"
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 train: $(VENV)/.installed  ## train a fused ResNet-20 on handwritten digits (ARGS go to fused-resnet train)
 	@$(BIN)/fused-resnet train $(ARGS)
@@ -28,13 +28,20 @@ bench: $(VENV)/.installed  ## measure the fused operations and networks beside s
 	@$(BIN)/python -m pytest benchmarks --benchmark-columns=median,iqr,rounds --benchmark-name=short
 
 # A GPU machine brings its own torch and may have no network: nothing is installed, the extension is built in place.
-gpu:  ## test and measure on this machine's GPU with its own Python, which has torch and pytest (no install, no network)
-	@$(PYTHON) -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' \
-	    || { echo "$(PYTHON)'s torch sees no CUDA device; make PYTHON=/path/to/python of an environment that does"; exit 1; } >&2
+# Records go to $OUT, or to benchmarks/results/DEVICE. Without a GPU: make gpu ARGS='--device cpu --quick --out /tmp/dry'.
+gpu: gpu-facts gpu-kernels gpu-networks  ## measure on this machine's GPU with its own Python, which has torch (ARGS go to benchmarks/gpu.py)
+
+gpu-facts: gpu-build  ## the first part of gpu: the machine, the kernels' tests, stock PyTorch
+	@$(PYTHON) benchmarks/gpu.py facts $(ARGS)
+
+gpu-kernels: gpu-build  ## the second: every engine's kernels and every block
+	@$(PYTHON) benchmarks/gpu.py kernels $(ARGS)
+
+gpu-networks: gpu-build  ## the third: whole networks against stock and torch.compile
+	@$(PYTHON) benchmarks/gpu.py networks $(ARGS)
+
+gpu-build:
 	@$(PYTHON) setup.py --quiet build_ext --inplace
-	@PYTHONPATH=. $(PYTHON) -m fused_resnet doctor
-	@PYTHONPATH=. $(PYTHON) -m pytest tests/test_cuda.py $(ARGS)
-	@PYTHONPATH=. $(PYTHON) -m fused_resnet bench all --device cuda --batch-size 64
 
 lint: $(VENV)/.installed  ## check style and types, change nothing
 	@$(BIN)/ruff check .

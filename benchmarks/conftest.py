@@ -2,7 +2,6 @@
 
     python -m pytest benchmarks                                               every case, stock and fused side by side
     python -m pytest benchmarks -k "resnet18 and bf16"                        some of them
-    python -m pytest benchmarks --benchmark-json=benchmarks/results/NAME.json
     python -m pytest benchmarks --benchmark-autosave                          keep a run ...
     python -m pytest benchmarks --benchmark-compare                           ... and compare the next one with it
 
@@ -13,24 +12,41 @@ ratio take ``fused-resnet bench``, where they take turns; take this for how one 
 import pytest
 import torch
 
-from fused_resnet.bench.suites import Settings
+from fused_resnet.bench.rows import FUSED, STOCK
+from fused_resnet.bench.settings import Settings
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+SETTINGS = Settings.on(DEVICE)
 
 
 @pytest.fixture(scope="session")
 def settings():
-    return Settings(device=torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    return SETTINGS
+
+
+@pytest.fixture(params=[STOCK, FUSED])
+def peer(request, dtype):
+    """Return stock, or this package with the engine that ``auto`` takes."""
+    return next(peer for peer in SETTINGS.contenders(dtype) if peer.name == request.param)
 
 
 @pytest.fixture
-def synchronized(settings):
+def synchronized():
     """Return a function that waits until the device has done what another function asked for."""
 
     def wait_for(run):
         def synchronized_run():
             run()
-            if settings.device.type == "cuda":
-                torch.cuda.synchronize(settings.device)
+            if DEVICE.type == "cuda":
+                torch.cuda.synchronize(DEVICE)
 
         return synchronized_run
 
     return wait_for
+
+
+def pytest_generate_tests(metafunc):
+    if "dtype" in metafunc.fixturenames:
+        metafunc.parametrize("dtype", SETTINGS.dtypes, scope="module")
+    if "model" in metafunc.fixturenames:
+        metafunc.parametrize("model", SETTINGS.models)

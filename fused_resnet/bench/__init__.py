@@ -1,14 +1,16 @@
 """Measurements of the fused operations and networks beside stock PyTorch.
 
-================  ==================================================================================
-``peers``         what is compared: one operation, or one training step, as each peer computes it
-``accuracy``      no figure of a wrong result: every peer is checked against float64 first
-``harness``       times peers by turns; medians, quartiles, ratios of neighbours
-``memory``        bytes that autograd keeps for backward
-``suites``        which cases are measured: ``op``, ``model``, ``memory``
-``report``        the table, as rows come in
-``record``        the JSON file: every value, and where and how it was measured
-``plot``          the ratios as a picture
-``command``       ``fused-resnet bench``
-================  ==================================================================================
+=============================  =====================================================================================
+``peers``                      who is compared: stock, this package, torch.compile, timm
+``operation block network``    what they run: one operation, one residual block, one step of a network
+``accuracy``                   no figure of a wrong result: every peer is checked against float64 first
+``harness graphs``             times peers by turns; captures their work into CUDA graphs
+``ceilings roofline``          what a machine can do, measured; what must be moved and computed, counted from shapes
+``memory``                     bytes that autograd keeps for backward, and the peak
+``profile kernel_classes``     seconds by class of kernel
+``settings suites``            which cases are measured, and how often
+``rows``                       what was measured: medians, percentiles, ratios of neighbours
+``table record plot report``   the terminal's table, the JSON file, the picture, ``docs/benchmarks.md``
+``command``                    ``fused-resnet bench``
+=============================  =====================================================================================
 """

@@ -6,43 +6,61 @@ import sys
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from fused_resnet import engines, models
 from fused_resnet.atomic import replacing
-from fused_resnet.bench import report
-from fused_resnet.bench.harness import Row
-from fused_resnet.bench.peers import DTYPES
-from fused_resnet.bench.plot import draw
+from fused_resnet.bench import peers, table
+from fused_resnet.bench.network import MODES
+from fused_resnet.bench.plot import draw, drawable
 from fused_resnet.bench.record import make_record, write_record
-from fused_resnet.bench.suites import SUITES, Settings
+from fused_resnet.bench.report import write_report
+from fused_resnet.bench.rows import FUSED, STOCK, Row
+from fused_resnet.bench.settings import Settings
+from fused_resnet.bench.suites import SUITES, Suite
 from fused_resnet.environment import environment
+from fused_resnet.host_memory import keep_freed_memory
 
 if TYPE_CHECKING:
     Subcommands = argparse._SubParsersAction[argparse.ArgumentParser]
 
+REPORT, ALL = "report", "all"
+# what runs without a word: what a user wants to know of a machine
+DEFAULT_SUITES = ("op", "model", "memory")
+
 DESCRIPTION = """\
 Measure the fused operations and networks beside stock PyTorch, in one process and by turns, channels_last.
 
-  op       relu(batch_norm(x) + shortcut) at the shapes of a ResNet-50: forward, and forward with backward
-  model    a training step of a network: forward, cross entropy, backward, SGD
-  memory   activations that a training step keeps for its backward (on a GPU also its peak)
+  ceilings  a large copy and a large matrix product: what this machine can do at the most
+  op        relu(batch_norm(x) + shortcut) at the shapes of a ResNet-50, with percent of the limit
+  block     forward and backward of every distinct residual block of a network
+  model     a step of a network: forward, cross entropy, backward, SGD
+  memory    activations that a training step keeps for its backward (on a GPU also its peak)
+  profile   the time of a step by class of kernel: convolutions, norm, pointwise, casts, optimizer, gaps
+  roofline  what a step of a network must move, keep and can reach; counted, needs no GPU
 
-Every result is first compared with float64: what is farther off than twice stock's error gets no figure, and the exit
-status is 1. Times are medians; a speed-up is the median of those within each round of turns.
+  report    make docs/benchmarks.md and its plots from benchmarks/results/DEVICE/WHAT.json
+
+Every result is first compared with float64: a peer farther off than twice stock's error gets no figure, and the exit
+status is 1. Times are medians with the 20th and 80th percentile; a ratio is the median of those within each round of
+turns. On a GPU times are CUDA events, with caches flushed in front of each.
 """
 
 EXAMPLES = """\
 examples:
   fused-resnet bench --quick                             does it all work? a few seconds; the figures mean little
-  fused-resnet bench                                     everything: ResNet-18 and ResNet-50, fp32 and bf16
-  fused-resnet bench model --model resnet50 --compile    one network, with torch.compile as a third peer
-  fused-resnet bench op --dtype bf16 --threads 2         the operation alone, in bfloat16, on two cores
-  fused-resnet bench --json run.json --plot run.png      keep every value and the environment; draw the ratios
+  fused-resnet bench                                     op, model and memory of ResNet-18 and ResNet-50, fp32 and bf16
+  fused-resnet bench model memory --model resnet50 --dtype bf16 fp16 --batch-size 256 --device cuda \\
+      --peers fused compile compile-max-autotune timm    one network against everybody
+  fused-resnet bench model --device cuda --cuda-graph    the same without launch gaps, for every peer
+  fused-resnet bench op --engine triton cuda --device cuda    two engines by turns
+  fused-resnet bench profile --peers fused compile --trace trace.json    where the time goes
+  fused-resnet bench roofline --model resnet50 --dtype bf16 --batch-size 256 --copy 4300 --matmul 790
+  fused-resnet bench --json benchmarks/results/MY-GPU/all.json && fused-resnet bench report
 
-Measure on a machine that does nothing else, and look at the quartiles before you believe a median.
+Measure on a machine that does nothing else, and look at the percentiles before you believe a median.
 """
 
 
@@ -58,7 +76,12 @@ def add_bench(subcommands: "Subcommands") -> None:
     parser.set_defaults(run=run_bench)
     default = Settings()
     add = parser.add_argument
-    add("suite", nargs="?", choices=[*SUITES, "all"], default="all", help="what to measure (default: all)")
+    add(
+        "suites",
+        nargs="*",
+        metavar="SUITE",
+        help=f"{', '.join(SUITES)}, {ALL} or {REPORT} (default: {' '.join(DEFAULT_SUITES)})",
+    )
 
     what = parser.add_argument_group("what").add_argument
     what(
@@ -66,107 +89,213 @@ def add_bench(subcommands: "Subcommands") -> None:
         nargs="+",
         choices=models.names(),
         metavar="NAME",
-        help=f"networks of model and memory: {', '.join(models.names())} (default: {' '.join(default.models)})",
+        help=f"networks: {', '.join(models.names())} (default: {' '.join(default.models)})",
     )
-    what("--batch-size", type=int, metavar="N", help=f"images of a step (default: {default.batch_size})")
+    what(
+        "--peers",
+        nargs="+",
+        choices=peers.NAMES,
+        metavar="PEER",
+        help=f"who is compared with {STOCK}: {', '.join(peers.NAMES[1:])} (default: {FUSED}); {STOCK} alone for itself",
+    )
+    what("--mode", choices=MODES, default=default.mode, help="of model and profile (default: %(default)s)")
+    what("--batch-size", type=int, metavar="N", help=f"images of a step (default: {default.batch_size}; on a GPU 256)")
     what("--image-size", type=int, metavar="PIXELS", help=f"their height and width (default: {default.image_size})")
-    what("--dtype", nargs="+", choices=list(DTYPES), help=f"bf16 is autocast (default: {' '.join(default.dtypes)})")
-    what("--compile", action="store_true", help="also measure stock under torch.compile in the suite model")
+    what(
+        "--dtype",
+        nargs="+",
+        choices=list(peers.DTYPES),
+        help=f"bf16 and fp16 are autocast (default: {' '.join(default.dtypes)}; on a GPU bf16 fp16)",
+    )
 
     how = parser.add_argument_group("how").add_argument
     how("--device", default=str(default.device), help=f"cpu, cuda, cuda:1 ... (default: {default.device})")
-    how("--engine", choices=["auto", *engines.NAMES], default=default.engine, help="that serves the fused peer")
+    how(
+        "--engine",
+        nargs="+",
+        choices=["auto", *engines.NAMES],
+        metavar="ENGINE",
+        help=f"that serves the fused peer, one or more: auto, {', '.join(engines.NAMES)} (default: auto)",
+    )
+    how("--cuda-graph", action="store_true", help="capture what is timed into a CUDA graph, for every peer")
     how("--threads", type=int, metavar="N", help="CPU threads (default: PyTorch's choice)")
     how(
         "--repeats",
         type=int,
         metavar="N",
-        help=f"rounds that count (default: {default.op_repeats} in op, {default.model_repeats} in model)",
+        help=f"rounds that count (default: {default.model_repeats} for networks, else {default.op_repeats})",
     )
+    how("--copy", type=float, metavar="GB/S", help="copy bandwidth for the limits (default: measured)")
+    how("--matmul", type=float, metavar="TFLOP/S", help="matrix product for the limits (default: measured)")
     how("--quick", action="store_true", help="small shapes and few rounds, except where an option says otherwise")
 
     where = parser.add_argument_group("where").add_argument
     where("--json", type=Path, metavar="FILE", help="record every value and the environment, row by row")
     where("--plot", type=Path, metavar="FILE.png", help="draw the ratios (needs matplotlib)")
+    where("--trace", type=Path, metavar="FILE.json", help="profile: a Chrome trace for each model, dtype and peer")
+    where(
+        "--results",
+        type=Path,
+        metavar="FOLDER",
+        default=Path("benchmarks/results"),
+        help="report: holds DEVICE/WHAT.json (default: %(default)s)",
+    )
+    where(
+        "--page",
+        type=Path,
+        metavar="FILE.md",
+        default=Path("docs/benchmarks.md"),
+        help="report: what is made, plots beside it (default: %(default)s)",
+    )
 
 
 def run_bench(options: argparse.Namespace) -> int:
     """Measure, print, keep; return 0, 1 where a result was refused, 2 for bad input."""
     try:
-        settings = read_settings(options)
+        suites = read_suites(options)
         check_files(options)
-        if options.threads is not None:
-            torch.set_num_threads(options.threads)
-        for dtype in settings.dtypes:
-            settings.serving_engine(dtype)
+        if options.suites == [REPORT]:
+            print(*write_report(options.results, options.page), sep="\n")
+            return 0
+        settings = read_settings(options, suites)
     except (ValueError, OSError, ImportError, engines.EngineError) as error:
         print(f"fused-resnet bench: error: {error}", file=sys.stderr)
         return 2
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
     torch.backends.cudnn.benchmark = True
+    if settings.device.type == "cpu":
+        keep_freed_memory()  # as fuse does: for every peer, whoever comes first
 
-    names = list(SUITES) if options.suite == "all" else [options.suite]
     rows: list[Row] = []
-    print(title(settings))
-    for name in names:
-        print(f"\n{report.heading(SUITES[name], settings)}", flush=True)
-        for row in SUITES[name].measure(settings):
+    here = environment(settings.device)
+    print(title(here))
+    for suite in suites:
+        own = settings_of(suite, settings)
+        print(f"\n{table.heading(suite, own)}", flush=True)
+        previous: Row | None = None
+        for row in suite.measure(own):
             rows.append(row)
-            print(report.line(SUITES[name], row), flush=True)
+            first = previous is None or previous.values.keys() != row.values.keys()
+            print(*table.lines(suite, row, first=first), sep="\n", flush=True)
+            previous = row
             if options.json is not None:
-                write_record(options.json, make_record(command_line(), settings, rows))
-    measured = [row for row in rows if not row.refused]
-    if options.plot is not None and measured:
+                write_record(options.json, make_record(command_line(), here, settings, rows))
+    if options.plot is not None and drawable(rows):
         with replacing(options.plot) as file:
-            draw(measured, title(settings), file)
-    refused = len(rows) - len(measured)
-    if refused:
-        print(f"fused-resnet bench: {refused} of {len(rows)} cases refused: wrong results", file=sys.stderr)
-    return 1 if refused else 0
+            draw(drawable(rows), title(here), file)
+    if any(row.refused for row in rows):
+        print(f"fused-resnet bench: {table.summary(rows)}: see above", file=sys.stderr)
+        return 1
+    return 0
 
 
-def read_settings(options: argparse.Namespace) -> Settings:
+def read_suites(options: argparse.Namespace) -> list[Suite]:
+    """Return the suites that are asked for, the ceilings in front of those that need them."""
+    known = (*SUITES, ALL)
+    if options.suites == [REPORT]:
+        return []
+    for name in options.suites:
+        if name not in known:
+            alone = "; report goes alone" if name == REPORT else ""
+            raise ValueError(f"SUITE must be one of {', '.join((*known, REPORT))}, got {name!r}{alone}")
+    names = list(SUITES) if ALL in options.suites else options.suites or list(DEFAULT_SUITES)
+    if any(SUITES[name].limited for name in names):
+        names = ["ceilings", *names]
+    return [SUITES[name] for name in dict.fromkeys(names)]
+
+
+def read_settings(options: argparse.Namespace, suites: list[Suite]) -> Settings:
     """Return the settings that the options ask for; a ValueError names an option, what it takes and what came."""
-    for name, least in (("batch_size", 2), ("image_size", 32), ("repeats", 1), ("threads", 1)):
+    least_values = (("batch_size", 2), ("image_size", 32), ("repeats", 1), ("threads", 1))
+    for name, least in least_values:
         value = getattr(options, name)
         if value is not None and value < least:
             raise ValueError(f"--{name.replace('_', '-')} must be at least {least}, got {value}")
-    try:
-        device = torch.device(options.device)
-    except RuntimeError as error:
-        raise ValueError(f"--device must be cpu, cuda, cuda:1 ...; got {options.device!r}") from error
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ValueError(f"--device {options.device} is not there: torch sees {torch.cuda.device_count()} GPUs here")
+    for name in ("copy", "matmul"):
+        value = getattr(options, name)
+        if value is not None and not value > 0:
+            raise ValueError(f"--{name} must be more than 0, got {value}")
+    device = read_device(options.device)
+    if options.cuda_graph and device.type != "cuda":
+        raise ValueError(f"--cuda-graph needs --device cuda, got {options.device}: only a GPU's work can be captured")
+    names = [suite.name for suite in suites]
+    if options.trace is not None and "profile" not in names:
+        raise ValueError(f"--trace belongs to the suite profile, got {' '.join(names)}")
 
-    settings = Settings(device=device, engine=options.engine, compile=options.compile)
+    settings = Settings.on(device)
     if options.quick:
         settings = settings.quick()
     given = {
         "models": options.model and tuple(options.model),
         "dtypes": options.dtype and tuple(options.dtype),
+        "peers": options.peers and tuple(dict.fromkeys(options.peers)),
+        "engines": options.engine and tuple(options.engine),
         "batch_size": options.batch_size,
         "image_size": options.image_size,
         "op_repeats": options.repeats,
         "model_repeats": options.repeats,
+        "copy": options.copy and options.copy * 1e9,
+        "matmul": options.matmul and options.matmul * 1e12,
+        "mode": options.mode,
+        "cuda_graph": options.cuda_graph,
+        "trace": options.trace,
     }
-    return replace(settings, **{name: value for name, value in given.items() if value is not None})
+    settings = replace(settings, **{name: value for name, value in given.items() if value is not None})
+    for suite in suites:
+        own = settings_of(suite, settings)
+        for dtype in own.dtypes:
+            own.contenders(dtype)
+        if peers.TIMM in own.peers:
+            check_timm(own.models)
+    return settings
+
+
+def read_device(name: str) -> torch.device:
+    """Return the device of that name, if it is there."""
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"--device must be cpu, cuda, cuda:1 ...; got {name!r}") from error
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"--device must be cpu, cuda, cuda:1 ...; got {name!r}")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"--device {name} is not there: torch sees {torch.cuda.device_count()} GPUs here")
+    return device
+
+
+def settings_of(suite: Suite, settings: Settings) -> Settings:
+    """Return the settings with the peers that a suite has."""
+    return replace(settings, peers=tuple(name for name in settings.peers if name not in suite.without))
+
+
+def check_timm(names: tuple[str, ...]) -> None:
+    """Find out before anything is measured whether timm has the networks."""
+    if find_spec("timm") is None:
+        raise ModuleNotFoundError("--peers timm needs timm, not installed here; mend: pip install timm")
+    import timm
+
+    for name in names:
+        if not timm.is_model(name):
+            raise ValueError(f"--peers timm needs models that timm has, got --model {name}")
 
 
 def check_files(options: argparse.Namespace) -> None:
     """Find out before an hour of measuring that its result could not be kept."""
-    for path in filter(None, (options.json, options.plot)):
+    for path in filter(None, (options.json, options.plot, options.trace)):
         if not path.absolute().parent.is_dir():
             raise FileNotFoundError(f"the folder of {path} does not exist: make it, or choose another")
-    if options.plot is not None and find_spec("matplotlib") is None:
-        raise ModuleNotFoundError("--plot needs matplotlib, not installed here; mend: pip install matplotlib")
+    draws = options.plot is not None or options.suites == [REPORT]
+    if draws and find_spec("matplotlib") is None:
+        raise ModuleNotFoundError("plots need matplotlib, not installed here; mend: pip install matplotlib")
 
 
-def title(settings: Settings) -> str:
+def title(here: dict[str, Any]) -> str:
     """Return the line above everything: versions and machine."""
-    here = environment(settings.device)
     machine = here["gpu"] or f"{here['cpu']} {here['instruction_set']}, {here['threads']} threads"
     return f"fused_resnet {here['fused_resnet']}, torch {here['torch']}, {machine}, channels_last"
 
 
 def command_line() -> str:
     """Return what was typed."""
-    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    return shlex.join(["fused-resnet", *sys.argv[1:]])

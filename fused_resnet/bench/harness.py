@@ -5,18 +5,16 @@ differ by that drift. Here they take turns (A B A B ...), so that each value has
 """
 
 import gc
-import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Protocol, TypeVar
 
 import torch
 
-STOCK = "stock"
+from fused_resnet.bench.rows import Values
 
-Values = tuple[float, ...]
+Peer = TypeVar("Peer", bound=Hashable)
 
 
 class Clock(Protocol):
@@ -64,14 +62,14 @@ def make_clock(device: torch.device) -> Clock:
 
 
 def take_turns(
-    peers: Mapping[str, Callable[[], object]], clock: Clock, *, warmup: int, repeats: int
-) -> dict[str, Values]:
+    peers: Mapping[Peer, Callable[[], object]], clock: Clock, *, warmup: int, repeats: int
+) -> dict[Peer, Values]:
     """Time every peer `repeats` times, by turns.
 
     Parameters
     ----------
-    peers : mapping of str to callable
-        What is timed, by name; every round runs each once, in this order.
+    peers : mapping to callable
+        What is timed, by who it is; every round runs each once, in this order.
     clock : Clock
         What measures a call.
     warmup : int
@@ -83,7 +81,7 @@ def take_turns(
     -------
     For every peer its seconds, round by round.
     """
-    seconds: dict[str, list[float]] = {name: [] for name in peers}
+    seconds: dict[Peer, list[float]] = {name: [] for name in peers}
     with _garbage_kept():
         for _ in range(warmup + repeats):
             for name, run in peers.items():
@@ -102,106 +100,3 @@ def _garbage_kept() -> Iterator[None]:
     finally:
         if enabled:
             gc.enable()
-
-
-class Spread(NamedTuple):
-    """The median of some values and their quartiles; half of the values lie between `low` and `high`."""
-
-    median: float
-    low: float
-    high: float
-
-    @classmethod
-    def of(cls, values: Sequence[float]) -> "Spread":
-        """Summarise one value or more."""
-        if len(values) == 1:
-            return cls(values[0], values[0], values[0])
-        low, median, high = statistics.quantiles(values, n=4, method="inclusive")
-        return cls(median, low, high)
-
-
-@dataclass(frozen=True)
-class Quantity:
-    """What is measured, and how it is shown.
-
-    Attributes
-    ----------
-    name
-        In the record, with the unit of the values: ``"seconds"``.
-    symbol, scale
-        The unit of the table, and how many of it one of the record's units is.
-    ratio
-        What the table calls the comparison with stock.
-    stock_on_top
-        Whether that is stock over peer (a speed-up) or peer over stock (a part).
-    """
-
-    name: str
-    symbol: str
-    scale: float
-    ratio: str
-    stock_on_top: bool
-
-
-SECONDS = Quantity("seconds", "ms", 1e3, "speed-up", stock_on_top=True)
-BYTES = Quantity("bytes", "MB", 1e-6, "of stock", stock_on_top=False)
-
-
-@dataclass(frozen=True)
-class Row:
-    """One case, measured for every peer.
-
-    Attributes
-    ----------
-    suite
-        Name of the suite.
-    case
-        What was measured, in words: ``{"shape": "64x56x56", "dtype": "bf16", ...}``.
-    engine
-        The engine that served the fused peer.
-    quantity
-        What the values are.
-    values
-        For every peer its values, round by round; ``stock`` is always among them, unless a result was refused.
-    refused
-        Which result was wrong, and by how much; such a case has no values.
-    """
-
-    suite: str
-    case: Mapping[str, str]
-    engine: str
-    quantity: Quantity
-    values: Mapping[str, Values]
-    refused: str | None = None
-
-    def spread(self, peer: str) -> Spread:
-        """Return a peer's median and quartiles."""
-        return Spread.of(self.values[peer])
-
-    def ratio(self, peer: str) -> Spread:
-        """Compare a peer with stock, round by round: what slows a whole round down is in both, and cancels."""
-
-        def divide(stock: float, other: float) -> float:
-            return stock / other if self.quantity.stock_on_top else other / stock
-
-        return Spread.of(list(map(divide, self.values[STOCK], self.values[peer])))
-
-    def compared(self) -> list[str]:
-        """Return the names of the peers that stock is compared with."""
-        return [peer for peer in self.values if peer != STOCK]
-
-    def record(self) -> dict[str, Any]:
-        """Return the row as plain data, with every value."""
-        peers: dict[str, dict[str, Any]] = {
-            peer: {**self.spread(peer)._asdict(), "values": list(values)} for peer, values in self.values.items()
-        }
-        for peer in self.compared():
-            peers[peer][self.quantity.ratio] = self.ratio(peer)._asdict()
-        return {
-            "suite": self.suite,
-            "case": dict(self.case),
-            "engine": self.engine,
-            "quantity": self.quantity.name,
-            "peers": peers,
-            "refused": self.refused,
-        }

@@ -1,5 +1,6 @@
 """How much memory a forward keeps for its backward."""
 
+import gc
 from collections.abc import Callable, Iterable
 
 import torch
@@ -46,14 +47,23 @@ def _shape(tensor: Tensor) -> tuple[int, ...]:
     return tuple(sorted(tensor.shape))
 
 
-def peak_bytes(step: Callable[[], object], device: torch.device) -> int:
-    """Return the largest amount of CUDA memory that is allocated at one time while `step` runs for the second time.
+def peak_bytes(make: Callable[[], Callable[[], object]], device: torch.device) -> int:
+    """Return the largest amount of CUDA memory that a step needs at one time, its network included.
 
-    The first time makes what stays: gradients, the optimizer's buffers, workspaces.
+    Parameters
+    ----------
+    make : callable
+        Returns the step, whose second call is measured: the first makes what stays, gradients, the optimizer's
+        buffers and workspaces.
+    device : torch.device
+        Where it runs; what is allocated there before `make` is not counted.
     """
+    gc.collect()
+    existing = torch.cuda.memory_allocated(device)
+    step = make()
     step()
     torch.cuda.synchronize(device)
     torch.cuda.reset_peak_memory_stats(device)
     step()
     torch.cuda.synchronize(device)
-    return torch.cuda.max_memory_allocated(device)
+    return torch.cuda.max_memory_allocated(device) - existing

@@ -3,7 +3,8 @@ from collections import deque
 import pytest
 import torch
 
-from fused_resnet.bench.harness import BYTES, SECONDS, Row, Spread, make_clock, take_turns
+from fused_resnet.bench.graphs import capture
+from fused_resnet.bench.harness import make_clock, take_turns
 
 
 class ScriptedClock:
@@ -15,10 +16,6 @@ class ScriptedClock:
     def time(self, run):
         run()
         return self.seconds.popleft()
-
-
-def row(quantity=SECONDS, **values):
-    return Row("model", {"model": "resnet18", "dtype": "fp32"}, "cpu", quantity, values)
 
 
 def test_peers_take_turns_and_the_warm_up_does_not_count():
@@ -41,41 +38,15 @@ def test_garbage_is_collected_again_after_a_peer_failed():
     assert gc.isenabled()
 
 
-def test_a_spread_is_the_median_and_the_quartiles():
-    assert Spread.of([5.0, 1.0, 3.0, 2.0, 4.0]) == (3.0, 2.0, 4.0)
-
-
-def test_one_value_is_its_own_spread():
-    assert Spread.of([7.0]) == (7.0, 7.0, 7.0)
-
-
-def test_a_speed_up_is_that_within_the_rounds():
-    # the machine slows down by the round: the rounds' ratios agree, though the times do not
-    ratio = row(stock=(2.0, 4.0, 12.0), fused=(1.0, 2.0, 6.0)).ratio("fused")
-    assert ratio == (2.0, 2.0, 2.0)
-
-
-def test_one_disturbed_round_moves_neither_median_nor_ratio():
-    ratio = row(stock=(3.0, 3.0, 3.0, 3.0, 900.0), fused=(2.0,) * 5).ratio("fused")
-    assert ratio == (1.5, 1.5, 1.5)
-
-
-def test_memory_is_compared_as_a_part_of_stock():
-    assert row(BYTES, stock=(8.0,), fused=(6.0,)).ratio("fused").median == 0.75
-
-
-def test_the_record_of_a_row_holds_every_value():
-    record = row(stock=(2.0, 2.0), fused=(1.0, 1.0)).record()
-    assert record["case"] == {"model": "resnet18", "dtype": "fp32"}
-    assert record["quantity"] == "seconds"
-    assert record["peers"]["stock"] == {"median": 2.0, "low": 2.0, "high": 2.0, "values": [2.0, 2.0]}
-    assert record["peers"]["fused"]["speed-up"] == {"median": 2.0, "low": 2.0, "high": 2.0}
-
-
 def test_the_cpu_clock_measures_the_call():
     import time
 
     assert make_clock(torch.device("cpu")).time(lambda: time.sleep(0.02)) >= 0.02
+
+
+def test_only_a_gpu_captures_graphs():
+    with pytest.raises(ValueError, match="a CUDA graph needs a CUDA device, got cpu"):
+        capture(lambda: None, torch.device("cpu"))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -89,3 +60,12 @@ def test_the_cuda_clock_measures_the_device_not_the_launch():
 
     matmuls(1)
     assert matmuls(40) > 10 * matmuls(1)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_replay_does_the_work_again():
+    x = torch.zeros(1000, device="cuda")
+    replay = capture(lambda: x.add_(1), x.device)
+    before = x[0].item()
+    replay()
+    assert (x == before + 1).all()

@@ -1,0 +1,32 @@
+"""Suite ``roofline``: what a training step of a network must cost, by scheme; counted, not measured."""
+
+from collections.abc import Iterator
+
+from fused_resnet.bench.peers import DTYPES
+from fused_resnet.bench.roofline import SCHEMES, count, network_shapes
+from fused_resnet.bench.rows import BYTES, IMAGES_PER_SECOND, Row
+from fused_resnet.bench.settings import Settings
+from fused_resnet.bench.suites.ceilings import ceilings
+
+DRAM, SAVED = "DRAM traffic per image", "activations kept per image"
+IN_TURN, AT_ONCE = "speed, no overlap", "speed, full overlap"
+
+
+def measure_roofline(settings: Settings) -> Iterator[Row]:
+    """Count every network in every dtype; the ceilings are given or measured."""
+    for model in settings.models:
+        shapes = network_shapes(model, settings.image_size)
+        for dtype in settings.dtypes:
+            limits = ceilings(settings, dtype)
+            size = DTYPES[dtype].itemsize
+            schemes = {s: count(shapes, s, element_size=size, batch_size=settings.batch_size) for s in SCHEMES}
+            speeds = {o: {s: t.images_per_second(limits, overlap=o) for s, t in schemes.items()} for o in (False, True)}
+            figures = (
+                (DRAM, BYTES, {s: t.bytes for s, t in schemes.items()}),
+                (SAVED, BYTES, {s: t.saved for s, t in schemes.items()}),
+                (IN_TURN, IMAGES_PER_SECOND, speeds[False]),
+                (AT_ONCE, IMAGES_PER_SECOND, speeds[True]),
+            )
+            for figure, quantity, values in figures:
+                case = {"model": model, "dtype": dtype, "figure": figure}
+                yield Row("roofline", case, "", quantity, {scheme: (float(v),) for scheme, v in values.items()})

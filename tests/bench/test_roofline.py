@@ -1,0 +1,86 @@
+import pytest
+import torch
+
+from fused_resnet.bench.block import distinct_blocks
+from fused_resnet.bench.ceilings import ARITHMETIC_PART, BANDWIDTH_PART, Ceilings
+from fused_resnet.bench.memory import activation_bytes
+from fused_resnet.bench.network import NetworkStep, Workload
+from fused_resnet.bench.peers import DTYPES, STOCK_PEER, Peer
+from fused_resnet.bench.roofline import SCHEMES, block_shapes, count, network_shapes, operation_bytes, parameter_bytes
+from fused_resnet.bench.settings import Settings
+from fused_resnet.bench.suites.ceilings import ceilings, measure_ceilings
+
+
+def test_a_resnet50_is_that_of_the_paper():
+    shapes = network_shapes("resnet50", 224)
+    assert len(shapes.layers) == 53
+    assert shapes.parameters == 25_557_032
+    multiply_adds = sum(layer.flop for layer in shapes.layers) / 2 + shapes.classifier_flop / 2
+    assert multiply_adds == pytest.approx(4.09e9, rel=0.005)  # v1.5: the stride stands in the 3x3
+    assert [layer.name for layer in shapes.layers if layer.role == "dual"] == [f"layer{i}.0.conv3" for i in range(1, 5)]
+    assert sum(layer.role == "end" for layer in shapes.layers) == 12
+    assert [layer.role for layer in shapes.layers].count("stem") == 1
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+@pytest.mark.parametrize("model", ["resnet18", "resnet50", "resnet20"])
+@pytest.mark.parametrize(("scheme", "peer"), [("eager", STOCK_PEER), ("norm", Peer("fused", "auto"))])
+def test_saved_activations_are_those_that_autograd_keeps(scheme, peer, model, dtype):
+    size = 32 if model == "resnet20" else 128
+    batch = 4
+    step = NetworkStep(Workload(model, batch, size, dtype, torch.device("cpu")), peer)
+    kept = activation_bytes(lambda: step.loss(step.logits()), step.state())
+    shapes = network_shapes(model, size)
+    counted = count(shapes, scheme, element_size=DTYPES[dtype].itemsize, batch_size=batch)
+    # the classifier's input, the loss and vectors of channels are not counted
+    assert batch * counted.saved == pytest.approx(kept, rel=0.03)
+
+
+def test_traffic_of_one_block_by_hand():
+    """ResNet-20's first block: two 3x3 convolutions of 16 channels, 32x32, an identity shortcut, float32."""
+    shapes = block_shapes(distinct_blocks("resnet20", 32)[0])
+    y = 16 * 32 * 32
+    convolutions = 2 * 3 * 2  # two, three directions, each reads one and writes one
+    batch = 8
+    parameters = sum(shape.numel() for shape in (torch.empty(2, 16, 16, 3, 3), torch.empty(4, 16)))
+    fixed = parameters * parameter_bytes(4) / batch
+    passes = {"eager": 13 + 16 + 3, "pointwise": 10 + 12 + 1, "norm": 10 + 11 + 4}
+    for scheme in SCHEMES:
+        traffic = count(shapes, scheme, element_size=4, batch_size=batch)
+        assert traffic.bytes == 4 * y * (convolutions + passes[scheme]) + fixed
+        assert traffic.flop == 2 * 3 * 2 * y * 16 * 9
+
+
+@pytest.mark.parametrize(("shortcut", "forward", "both"), [("none", 3, 8), ("residual", 4, 12), ("dual", 5, 13)])
+def test_bytes_of_the_operation(shortcut, forward, both):
+    assert operation_bytes(1000, shortcut, 2, backward=False) == forward * 2000
+    assert operation_bytes(1000, shortcut, 2, backward=True) == both * 2000
+
+
+def test_the_limit_is_the_longer_of_two_times():
+    machine = Ceilings(copy=100.0, matmul=1000.0)
+    assert machine.limit(200, 1000).seconds == 2
+    assert machine.limit(200, 5000).seconds == 5
+
+
+def test_overlap_hides_the_shorter_time_of_each_kernel():
+    machine = Ceilings(copy=1 / BANDWIDTH_PART, matmul=1 / ARITHMETIC_PART)
+    traffic = count(network_shapes("resnet20", 32), "eager", element_size=2, batch_size=8)
+    in_turn = traffic.images_per_second(machine, overlap=False)
+    at_once = traffic.images_per_second(machine, overlap=True)
+    assert 1 / in_turn == pytest.approx(traffic.bytes + traffic.flop)
+    assert 1 / at_once == pytest.approx(sum(map(max, traffic.kernels)))
+
+
+def test_given_ceilings_are_not_measured():
+    settings = Settings(copy=4.3e12, matmul=7.9e14, dtypes=("bf16",))
+    assert ceilings(settings, "bf16") == Ceilings(4.3e12, 7.9e14)
+    assert [list(row.values) for row in measure_ceilings(settings)] == [["given"], ["given"]]
+
+
+def test_measured_ceilings_are_measured_once():
+    settings = Settings(dtypes=("fp32",)).quick()
+    first = [row.values for row in measure_ceilings(settings)]
+    assert [list(values) for values in first] == [["measured"], ["measured"]]
+    assert [row.values for row in measure_ceilings(settings)] == first
+    assert all(value > 0 for values in first for value in values["measured"])
