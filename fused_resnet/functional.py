@@ -60,7 +60,7 @@ def batch_norm_act(
 
     Returns
     -------
-    [N, C, H, W], in the dtype and memory format of ``x``.
+    [N, C, H, W], in the dtype and memory format of ``x``; channels_last from the kernels of a GPU.
 
     Raises
     ------
