@@ -82,6 +82,7 @@ def parts(device: torch.device) -> dict[str, tuple[Step, ...]]:
             bench("ceilings", f"ceilings roofline {both}", 60, models="resnet50 resnet18"),
             bench("eager", f"model --peers stock {both}", 120, models="resnet50"),
             bench("eager-graph", f"model --peers stock {both}", 120, models="resnet50", graph=True),
+            bench("conv", "conv --dtype bf16", 120, models="resnet50 resnet18", graph=True),
             bench("eager-profile", f"profile --peers stock {both}", 90, models="resnet50"),
             Step("tests", ("-m", "pytest", "-q", *GPU_TESTS), 240, records=False),
         ),

@@ -35,6 +35,7 @@ Measure the fused operations and networks beside stock PyTorch, in one process a
 
   ceilings  a large copy and a large matrix product: what this machine can do at the most
   op        relu(batch_norm(x) + shortcut) at the shapes of a ResNet-50, with percent of the limit
+  conv      every distinct convolution of a network, fprop, dgrad and wgrad, with percent of the limit
   block     forward and backward of every distinct residual block of a network
   model     a step of a network: forward, cross entropy, backward, SGD
   memory    activations that a training step keeps for its backward (on a GPU also its peak)

@@ -4,7 +4,7 @@ import textwrap
 from collections.abc import Sequence
 
 from fused_resnet.bench.peers import MAX_AUTOTUNE
-from fused_resnet.bench.rows import FUSED, Row, Spread
+from fused_resnet.bench.rows import FUSED, SECONDS, Row, Spread
 from fused_resnet.bench.settings import Settings
 from fused_resnet.bench.suites import Suite
 
@@ -66,7 +66,10 @@ def lines(suite: Suite, row: Row, *, first: bool = True) -> list[str]:
         names = GAP.join(f"{_label(row, peer):>{COLUMN}}" for peer in row.values)
         head = f"{_columns(suite)}{GAP}{names}"
         values = GAP.join(f"{_figure(row, row.spread(peer).median):>{COLUMN}}" for peer in row.values)
-        result = [f"{case}{GAP}{values} {row.quantity.symbol}"] if row.values else []
+        timed = bool(row.values) and row.quantity is SECONDS
+        part = row.part_of_limit(next(iter(row.values))) if timed else None
+        reached = "" if part is None else f"  {part:.0%} of the limit"  # by the first peer
+        result = [f"{case}{GAP}{values} {row.quantity.symbol}{reached}"] if row.values else []
         return [*([head] if first and row.values else []), *result, *_reasons(row, case if not result else "")]
     result = [f"{case if i == 0 else ' ' * len(case)}{GAP}{line}".rstrip() for i, line in enumerate(shown)]
     return [*result, *_reasons(row, case if not result else "")]

@@ -48,7 +48,7 @@ def test_a_quick_run_of_everything(bench, tmp_path, capsys):
     assert record["settings"]["models"] == ["resnet20"]
     counts = {name: [row["suite"] for row in record["rows"]].count(name) for name in ("op", "block", "model", "memory")}
     assert counts == {"op": 12, "block": 2, "model": 2, "memory": 2}
-    assert {row["suite"] for row in record["rows"]} - counts.keys() == {"ceilings", "profile", "roofline"}
+    assert {row["suite"] for row in record["rows"]} - counts.keys() == {"ceilings", "conv", "profile", "roofline"}
     for row in record["rows"]:
         assert row["refused"] == {}
         if row["suite"] in counts:
@@ -169,7 +169,10 @@ def test_rows_are_kept_as_they_come(bench, monkeypatch, tmp_path):
         (["--trace", "trace.json"], "--trace belongs to the suite profile, got ceilings op model memory"),
         (["--json", "nowhere/run.json"], "the folder of nowhere/run.json does not exist"),
         (["--peers", "timm"], "--peers timm needs models that timm has, got --model resnet20"),
-        (["models"], "SUITE must be one of ceilings, op, block, model, memory, profile, roofline, all, report, got"),
+        (
+            ["models"],
+            "SUITE must be one of ceilings, conv, op, block, model, memory, profile, roofline, all, report, got",
+        ),
         (["report", "op"], "report goes alone"),
         (["report", "--results", "nowhere"], "--results must hold DEVICE/WHAT.json, got nowhere"),
     ],

@@ -9,9 +9,10 @@ from fused_resnet.bench.operation import SHORTCUTS
 from fused_resnet.bench.peers import DTYPES, NAMES
 from fused_resnet.bench.profile import GAPS
 from fused_resnet.bench.roofline import SCHEMES
-from fused_resnet.bench.rows import BYTES, PROFILED_SECONDS, SECONDS, Limit, Row
+from fused_resnet.bench.rows import BYTES, PROFILED_SECONDS, SECONDS, STOCK, Limit, Row
 from fused_resnet.bench.settings import Settings
 from fused_resnet.bench.suites import SUITES
+from fused_resnet.bench.suites.conv import PRODUCT
 from fused_resnet.bench.suites.model import WHOLE_STEP
 from fused_resnet.bench.suites.op import PASSES, op_cases
 from fused_resnet.bench.suites.roofline import AT_ONCE, DRAM, IN_TURN, SAVED
@@ -31,6 +32,7 @@ def widest(suite, peers=NAMES):
         "model": "resnet152",
         "block": "layer3.0",
         "input": "1024x14x14",
+        "kernel": "2048 1x1/2",
         "memory": "activations",
         "kernels": max((*CLASSES, GAPS, WHOLE_STEP), key=len),
         "figure": max((DRAM, SAVED, IN_TURN, AT_ONCE), key=len),
@@ -39,6 +41,8 @@ def widest(suite, peers=NAMES):
     quantity = QUANTITIES.get(suite.name, SECONDS)
     if suite.name == "roofline":
         peers = SCHEMES
+    if suite.name == "conv":
+        peers = (STOCK, PRODUCT)
     peers = [peer for peer in peers if peer not in suite.without]
     stock = 1000.0 if quantity is not BYTES else 1e11
     values = {peer: (stock if peer == "stock" else stock / 12.34, 1.4 * stock, 0.7 * stock) for peer in peers}

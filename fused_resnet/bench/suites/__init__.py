@@ -8,6 +8,7 @@ from fused_resnet.bench.rows import FUSED, STOCK, Row
 from fused_resnet.bench.settings import Settings
 from fused_resnet.bench.suites.block import measure_block
 from fused_resnet.bench.suites.ceilings import measure_ceilings
+from fused_resnet.bench.suites.conv import measure_conv
 from fused_resnet.bench.suites.model import measure_memory, measure_model, measure_profile
 from fused_resnet.bench.suites.op import measure_op
 from fused_resnet.bench.suites.roofline import measure_roofline
@@ -54,6 +55,15 @@ SUITES = {
             measure_ceilings,
             contest=False,
             without=(STOCK, FUSED),
+        ),
+        Suite(
+            "conv",
+            "every distinct convolution as PyTorch runs it, and the product of matrices that a 1x1 is; the limit is "
+            "its fewest bytes and its arithmetic",
+            {"input": 11, "kernel": 10, "dtype": 5, "pass": 7},
+            measure_conv,
+            contest=False,
+            limited=True,
         ),
         Suite(
             "op",
