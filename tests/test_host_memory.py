@@ -37,8 +37,9 @@ def test_a_fused_process_faults_freed_memory_in_only_once():
         return int(run.stdout)
 
     pages = 12 * (16 << 20) // 4096
-    assert count() < pages / 10
-    assert count(FUSED_RESNET_KEEP_FREED_MEMORY="0") > pages / 2
+    assert count() < pages / 100
+    # how much is handed back hangs on where small allocations happen to lie: a third or all of it, seldom nothing
+    assert max(count(FUSED_RESNET_KEEP_FREED_MEMORY="0") for _ in range(3)) > pages / 20
 
 
 @pytest.mark.parametrize(
