@@ -40,8 +40,11 @@ gpu-kernels: gpu-build  ## the second: every engine's kernels and every block
 gpu-networks: gpu-build  ## the third: whole networks against stock and torch.compile
 	@$(PYTHON) benchmarks/gpu.py networks $(ARGS)
 
+# What was built elsewhere and brought along is taken as it is (make clean, to build anew); where nothing can be built,
+# Triton serves alone. doctor says which.
 gpu-build:
-	@$(PYTHON) setup.py --quiet build_ext --inplace
+	@if [ -e fused_resnet/libfused_resnet_cuda.so ]; then echo "fused_resnet/*.so are there: not built again"; \
+	else $(PYTHON) setup.py --quiet build_ext --inplace || echo "the extension was not built here" >&2; fi
 
 lint: $(VENV)/.installed  ## check style and types, change nothing
 	@$(BIN)/ruff check .
