@@ -87,6 +87,8 @@ def parts(device: torch.device) -> dict[str, tuple[Step, ...]]:
             Step("tests", ("-m", "pytest", "-q", *GPU_TESTS), 240, records=False),
         ),
         "kernels": (
+            # compiles some hundred variants
+            Step("tests-triton", ("-m", "pytest", "-q", "-x", "tests/ops/test_triton_kernels.py"), 150, records=False),
             bench("op", f"op {every_engine} {both}", 200, graph=True),
             bench("block", f"block {every_engine} {both}", 180, models="resnet50 resnet18", graph=True),
             bench("block-compile", "block --peers fused compile --dtype bf16", 180, models="resnet50", graph=True),

@@ -1,4 +1,7 @@
-"""The Triton kernels, in the interpreter, beside the reference: every operation, and whole chains made of them."""
+"""The Triton kernels beside the reference: every operation, and whole chains made of them.
+
+They run on the GPU that is there, else in Triton's interpreter.
+"""
 
 import copy
 import itertools
@@ -12,7 +15,7 @@ from fused_resnet.ops.batch_norm_act import config, reference
 from fused_resnet.ops.batch_norm_act_pool import reference as pool_reference
 from fused_resnet.surgery import fuse
 from tests.accuracy import assert_as_accurate_as_stock, gradient_for, rms
-from tests.ops.interpreted import interpreted_kernels
+from tests.ops.triton_engine import triton_kernels
 
 # of the interpreter, which takes a program's number from an array
 pytestmark = pytest.mark.filterwarnings("ignore:Conversion of an array:DeprecationWarning")
@@ -29,7 +32,8 @@ each_shape = pytest.mark.parametrize("shape", SHAPES, ids=lambda s: "x".join(map
 
 @pytest.fixture
 def k(monkeypatch):
-    return interpreted_kernels(monkeypatch)
+    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):  # what a test draws is there, too
+        yield triton_kernels(monkeypatch)
 
 
 class Problem:
@@ -204,6 +208,8 @@ def test_the_parts_of_a_reduction_cover_every_row_once(rows, channels):
 @pytest.mark.parametrize("autocast", [None, torch.bfloat16], ids=["fp32", "bf16"])
 def test_a_network_of_these_kernels_is_as_accurate_as_stock(k, monkeypatch, autocast, memory_format):
     """The stem, identity blocks and a projection, forward and backward, in either memory format of the input."""
+    if torch.cuda.is_available():
+        pytest.skip("tests/test_cuda.py has whole networks on a GPU")
 
     def step(model, x, dtype=None):
         with torch.autocast("cpu", dtype=dtype, enabled=dtype is not None):

@@ -1,4 +1,4 @@
-"""Triton kernels in Triton's interpreter, on the CPU."""
+"""Triton kernels: on the GPU that is there, else in Triton's interpreter, on the CPU."""
 
 import os
 from types import SimpleNamespace
@@ -7,15 +7,17 @@ import numpy as np
 import pytest
 import torch
 
-from fused_resnet import ops
+from fused_resnet import engines, ops
 from fused_resnet.ops import batch_norm_act, batch_norm_act_pool
 
 
-def interpreted_kernels(monkeypatch) -> SimpleNamespace:
-    """Return the operations of the engine ``triton``, interpreted."""
+def triton_kernels(monkeypatch) -> SimpleNamespace:
+    """Return the operations of the engine ``triton``, for the GPU or interpreted."""
     pytest.importorskip("triton", reason="triton is not installed")
     if os.environ.get("TRITON_INTERPRET") != "1":
-        pytest.skip("Triton was imported for the GPU that is here; TRITON_INTERPRET=1 runs this on the CPU")
+        if reason := engines.load_triton():
+            pytest.skip(f"Triton was imported for a GPU, and {reason}; TRITON_INTERPRET=1 runs this on the CPU")
+        return ops.kernels("triton", "cuda", torch.float32)
     import triton.language as tl
     from triton.runtime import interpreter
 
