@@ -16,13 +16,13 @@ from fused_resnet import engines
 from fused_resnet.ops.batch_norm_act import reference
 from fused_resnet.ops.batch_norm_act_pool import reference as pool_reference
 from fused_resnet.ops.library import accumulation_dtype
-from tests.accuracy import assert_as_accurate_as_stock, rms
+from tests.accuracy import assert_as_accurate_as_stock
+from tests.ops.problem import EPS, Problem, assert_close, moments_of
 
 pytestmark = pytest.mark.skipif(engines.load_cpu_library() is not None, reason=str(engines.load_cpu_library()))
 
 ops = torch.ops.fused_resnet
 
-EPS = 1e-5
 DTYPES = [torch.float32, torch.bfloat16, torch.float64]
 FORMATS = [torch.channels_last, torch.contiguous_format]
 # short pixels (put side by side), a cut last row, odd channels, one pixel, a plane no vector divides, several tiles
@@ -33,36 +33,10 @@ each_format = pytest.mark.parametrize("memory_format", FORMATS, ids=["channels_l
 each_shape = pytest.mark.parametrize("shape", SHAPES, ids=lambda s: "x".join(map(str, s)))
 
 
-def moments_of(x):
-    return reference.batch_norm_stats(x, None, None, EPS)[0]
-
-
-class Problem:
-    """Random arguments of every operation, with per-channel tensors from the reference."""
-
-    def __init__(self, shape: tuple[int, ...], dtype: torch.dtype, memory_format: torch.memory_format) -> None:
-        def image() -> Tensor:
-            return torch.randn(shape, dtype=torch.float64).add(0.5).to(dtype).to(memory_format=memory_format)
-
-        self.x, self.residual, self.grad = image(), image(), image()
-        self.count = self.x.numel() // shape[1]
-        self.weight, self.bias = torch.randn(2, shape[1]).unbind()
-        self.moments = moments_of(self.x)
-        self.residual_moments = moments_of(self.residual)
-        self.affine = reference.batch_norm_affine(self.moments, self.weight, self.bias, EPS)
-        self.residual_affine = reference.batch_norm_affine(self.residual_moments, self.weight, None, EPS)
-
-    def coefficients(self, sums: Tensor, moments: Tensor) -> Tensor:
-        return reference.batch_norm_coefficients(sums, 0, moments, self.weight, EPS, self.count, True)[2]
-
-
-def assert_close(result: Tensor, expected: Tensor, ulps: float = 4) -> None:
-    """Relative RMS error of a few units in the last place; same shape, dtype and NaN."""
-    assert (result.shape, result.dtype) == (expected.shape, expected.dtype)
-    assert torch.equal(result.isnan(), expected.isnan())
-    result, expected = result.nan_to_num(), expected.nan_to_num()
-    error = rms(result.double() - expected.double())
-    assert error <= ulps * torch.finfo(result.dtype).eps * rms(expected), f"error {error:.3g} of {rms(expected):.3g}"
+def problem(shape: tuple[int, ...], dtype: torch.dtype, memory_format: torch.memory_format) -> Problem:
+    return Problem(
+        *(torch.randn(shape, dtype=torch.float64).add(0.5).to(dtype).to(memory_format=memory_format) for _ in range(3))
+    )
 
 
 def ulps_of_a_sum(dtype: torch.dtype, terms: int) -> float:
@@ -74,7 +48,7 @@ def ulps_of_a_sum(dtype: torch.dtype, terms: int) -> float:
 @each_format
 @each_dtype
 def test_statistics_equal_the_reference(dtype, memory_format, shape):
-    p = Problem(shape, dtype, memory_format)
+    p = problem(shape, dtype, memory_format)
     moments, affine = ops.batch_norm_stats(p.x, p.weight, p.bias, EPS)
     exact = moments_of(p.x.double())
     assert_close(moments, exact.to(accumulation_dtype(dtype)), ulps_of_a_sum(dtype, p.count))
@@ -84,7 +58,7 @@ def test_statistics_equal_the_reference(dtype, memory_format, shape):
 @pytest.mark.parametrize("parameter_dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
 @each_dtype
 def test_per_channel_steps_equal_the_reference_for_parameters_of_any_dtype(dtype, parameter_dtype):
-    p = Problem((2, 24, 5, 5), dtype, torch.channels_last)
+    p = problem((2, 24, 5, 5), dtype, torch.channels_last)
     weight, bias = p.weight.to(parameter_dtype), p.bias.to(parameter_dtype)
     sums = reference.batch_norm_act_reduce(p.grad, p.x, p.moments, p.affine, None, p.residual, p.residual_moments, True)
     for parameters in [(weight, bias), (weight, None), (None, bias), (None, None)]:
@@ -119,7 +93,7 @@ def test_running_statistics_move_as_in_the_reference(dtype, running_dtype, momen
 @each_format
 @each_dtype
 def test_apply_equals_the_reference(dtype, memory_format, shape, relu, branch):
-    p = Problem(shape, dtype, memory_format)
+    p = problem(shape, dtype, memory_format)
     residual = None if branch == "no residual" else p.residual
     residual_affine = p.residual_affine if branch == "second branch" else None
     arguments = (p.x, p.affine, residual, residual_affine, relu)
@@ -135,7 +109,7 @@ def test_apply_equals_the_reference(dtype, memory_format, shape, relu, branch):
 @each_format
 @each_dtype
 def test_backward_equals_the_reference(dtype, memory_format, shape, branches, mask, write_masked):
-    p = Problem(shape, dtype, memory_format)
+    p = problem(shape, dtype, memory_format)
     relu = mask != "linear"
     z = reference.batch_norm_act(p.x, p.affine, p.residual, None, True) if mask == "sign of z" else None
     residual, moments = (p.residual, p.residual_moments) if branches == 2 else (None, None)
@@ -150,8 +124,8 @@ def test_backward_equals_the_reference(dtype, memory_format, shape, branches, ma
     assert_close(sums, reference.batch_norm_act_reduce(*exact).to(sums.dtype), ulps_of_a_sum(dtype, p.count))
 
     expected_sums = reference.batch_norm_act_reduce(*arguments)
-    coefficients = p.coefficients(expected_sums[:2], p.moments)
-    residual_coefficients = None if residual is None else p.coefficients(expected_sums[2:], moments)
+    coefficients = p.coefficients(expected_sums, 0)
+    residual_coefficients = None if residual is None else p.coefficients(expected_sums, 1)
     arguments = (p.grad, p.x, p.affine, coefficients, z, residual, residual_coefficients, relu, write_masked)
     for result, expected in zip(
         ops.batch_norm_act_backward(*arguments), reference.batch_norm_act_backward(*arguments), strict=True
@@ -164,7 +138,7 @@ def test_backward_equals_the_reference(dtype, memory_format, shape, branches, ma
 @each_format
 @each_dtype
 def test_backward_with_fixed_statistics_equals_the_reference(dtype, memory_format, branches):
-    p = Problem((2, 24, 5, 5), dtype, memory_format)
+    p = problem((2, 24, 5, 5), dtype, memory_format)
     fixed = p.affine[:1].contiguous()  # the gradient is a·G
     # one branch's statistics may be fixed and the other's not
     residual = (None, None) if branches == 1 else (p.residual, torch.randn(4, 24, dtype=fixed.dtype))
@@ -180,7 +154,7 @@ def test_backward_with_fixed_statistics_equals_the_reference(dtype, memory_forma
 @each_format
 @each_dtype
 def test_pool_equals_the_reference(dtype, memory_format, shape, window):
-    p = Problem(shape, dtype, memory_format)
+    p = problem(shape, dtype, memory_format)
     p.x[0, 0, 1, 1] = torch.nan
     geometry = [[value, value] for value in window]
     z, index = ops.batch_norm_act_pool(p.x, p.affine, True, *geometry)
@@ -212,7 +186,7 @@ def test_statistics_are_as_accurate_as_stock_where_the_mean_is_far_from_zero(mem
 
 
 def test_results_do_not_depend_on_the_number_of_threads():
-    p = Problem((4, 64, 56, 56), torch.float32, torch.channels_last)
+    p = problem((4, 64, 56, 56), torch.float32, torch.channels_last)
     before = torch.get_num_threads()
     results = []
     try:
@@ -240,7 +214,7 @@ def test_nan_and_infinity_come_out_where_stock_gives_them(memory_format):
 
 @each_format
 def test_an_empty_batch_gives_nan_statistics_and_empty_activations(memory_format):
-    p = Problem((2, 8, 4, 4), torch.float32, memory_format)
+    p = problem((2, 8, 4, 4), torch.float32, memory_format)
     x = torch.empty(0, 8, 4, 4).to(memory_format=memory_format)
     assert all(result.isnan().all() for result in ops.batch_norm_stats(x, None, None, EPS))
     assert ops.batch_norm_act(x, p.affine, None, None, True).shape == x.shape

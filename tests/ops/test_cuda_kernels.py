@@ -13,7 +13,8 @@ from torch import Tensor
 
 from fused_resnet import engines
 from fused_resnet.ops.batch_norm_act import reference
-from tests.accuracy import assert_as_accurate_as_stock, rms
+from tests.accuracy import assert_as_accurate_as_stock
+from tests.ops.problem import EPS, Problem, assert_close, moments_of
 
 EMULATED = os.environ.get("FUSED_RESNET_CUDA_EMULATION")
 if EMULATED:
@@ -27,7 +28,6 @@ pytestmark = pytest.mark.skipif(WHY_NOT is not None, reason=str(WHY_NOT))
 ops = torch.ops.fused_resnet
 
 DEVICE = "cpu" if EMULATED else "cuda"
-EPS = 1e-5
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 # channels that no vector divides, one element, one row, a block's last threads idle (24), several tiles of channels,
 # the last of them cut short (1032, 2056), rows that leave some threads one less
@@ -56,33 +56,8 @@ def image_of(shape, dtype, offset=0):
     return memory.as_strided(shape, (c * h * w, 1, w * c, c), offset).copy_(values)
 
 
-def moments_of(x):
-    return reference.batch_norm_stats(x, None, None, EPS)[0]
-
-
-class Problem:
-    """Random arguments of every operation, with per-channel tensors from the reference."""
-
-    def __init__(self, shape: tuple[int, ...], dtype: torch.dtype, offset: int = 0) -> None:
-        self.x, self.residual, self.grad = (image_of(shape, dtype, offset) for _ in range(3))
-        self.count = self.x.numel() // shape[1]
-        self.weight, self.bias = torch.randn(2, shape[1]).to(DEVICE).unbind()
-        self.moments = moments_of(self.x)
-        self.residual_moments = moments_of(self.residual)
-        self.affine = reference.batch_norm_affine(self.moments, self.weight, self.bias, EPS)
-        self.residual_affine = reference.batch_norm_affine(self.residual_moments, self.weight, None, EPS)
-
-    def coefficients(self, sums: Tensor, moments: Tensor) -> Tensor:
-        return reference.batch_norm_coefficients(sums, 0, moments, self.weight, EPS, self.count, True)[2]
-
-
-def assert_close(result: Tensor, expected: Tensor, ulps: float = 4) -> None:
-    """Relative RMS error of a few units in the last place; same shape, dtype and NaN."""
-    assert (result.shape, result.dtype) == (expected.shape, expected.dtype)
-    assert torch.equal(result.isnan(), expected.isnan())
-    result, expected = result.nan_to_num(), expected.nan_to_num()
-    error = rms(result.double() - expected.double())
-    assert error <= ulps * torch.finfo(result.dtype).eps * rms(expected), f"error {error:.3g} of {rms(expected):.3g}"
+def problem(shape: tuple[int, ...], dtype: torch.dtype, offset: int = 0) -> Problem:
+    return Problem(*(image_of(shape, dtype, offset) for _ in range(3)))
 
 
 def check_statistics(p):
@@ -115,8 +90,8 @@ def check_backward(p, branches, mask, write_masked):
     assert_close(sums, reference.batch_norm_act_reduce(*exact).float(), 16)
 
     expected_sums = reference.batch_norm_act_reduce(*arguments)
-    coefficients = p.coefficients(expected_sums[:2], p.moments)
-    residual_coefficients = None if residual is None else p.coefficients(expected_sums[2:], moments)
+    coefficients = p.coefficients(expected_sums, 0)
+    residual_coefficients = None if residual is None else p.coefficients(expected_sums, 1)
     arguments = (p.grad, p.x, p.affine, coefficients, z, residual, residual_coefficients, relu, write_masked)
     expected = reference.batch_norm_act_backward(*arguments)
     for result, wanted in zip(ops.batch_norm_act_backward(*arguments), expected, strict=True):
@@ -130,12 +105,12 @@ def check_backward(p, branches, mask, write_masked):
 @each_shape
 @each_dtype
 def test_statistics_equal_the_reference(dtype, shape):
-    check_statistics(Problem(shape, dtype))
+    check_statistics(problem(shape, dtype))
 
 
 @pytest.mark.parametrize("parameter_dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
 def test_per_channel_steps_equal_the_reference_for_parameters_of_any_dtype(parameter_dtype):
-    p = Problem((2, 200, 5, 5), torch.float32)
+    p = problem((2, 200, 5, 5), torch.float32)
     weight = p.weight.to(parameter_dtype)
     bias = torch.stack((p.bias, p.bias), dim=1).to(parameter_dtype)[:, 1]  # every second element
     sums = reference.batch_norm_act_reduce(p.grad, p.x, p.moments, p.affine, None, p.residual, p.residual_moments, True)
@@ -155,7 +130,7 @@ def test_per_channel_steps_equal_the_reference_for_parameters_of_any_dtype(param
 @each_shape
 @each_dtype
 def test_apply_equals_the_reference(dtype, shape, relu, branch):
-    check_apply(Problem(shape, dtype), relu, branch)
+    check_apply(problem(shape, dtype), relu, branch)
 
 
 @pytest.mark.parametrize("write_masked", [True, False], ids=["masked", "dx only"])
@@ -164,14 +139,14 @@ def test_apply_equals_the_reference(dtype, shape, relu, branch):
 @each_shape
 @each_dtype
 def test_backward_equals_the_reference(dtype, shape, branches, mask, write_masked):
-    check_backward(Problem(shape, dtype), branches, mask, write_masked)
+    check_backward(problem(shape, dtype), branches, mask, write_masked)
 
 
 @pytest.mark.parametrize("branches", [1, 2])
 @pytest.mark.parametrize("mask", ["linear", "sign of x", "sign of z"])
 @each_dtype
 def test_backward_with_fixed_statistics_equals_the_reference(dtype, mask, branches):
-    p = Problem((2, 24, 5, 5), dtype)
+    p = problem((2, 24, 5, 5), dtype)
     p.x[0, 0, 0, 0] = torch.inf  # a·G does not see x
     fixed = p.affine[:1].contiguous()
     # one branch's statistics may be fixed and the other's not
@@ -188,7 +163,7 @@ def test_backward_with_fixed_statistics_equals_the_reference(dtype, mask, branch
 @each_shape
 @each_dtype
 def test_adding_the_shortcut_equals_the_reference(dtype, shape, relu):
-    p = Problem(shape, dtype)
+    p = problem(shape, dtype)
     expected = p.x.clone()
     reference.add_masked_(expected, p.grad, p.residual if relu else None, relu)
     ops.add_masked_(p.x, p.grad, p.residual if relu else None, relu)
@@ -197,7 +172,7 @@ def test_adding_the_shortcut_equals_the_reference(dtype, shape, relu):
 
 @each_dtype
 def test_addresses_that_no_wide_access_allows(dtype):
-    p = Problem((2, 64, 9, 9), dtype, offset=1)
+    p = problem((2, 64, 9, 9), dtype, offset=1)
     check_statistics(p)
     check_apply(p, True, "second branch")
     check_backward(p, 1, "sign of x", True)
@@ -227,7 +202,7 @@ def test_an_outlier_among_the_first_values_does_not_cost_the_variance_its_digits
 
 
 def test_results_are_the_same_every_time():
-    p = Problem((4, 64, 56, 56), torch.float32)
+    p = problem((4, 64, 56, 56), torch.float32)
     results = [
         (
             *ops.batch_norm_stats(p.x, p.weight, p.bias, EPS),
@@ -259,7 +234,7 @@ def test_nan_and_infinity_come_out_where_stock_gives_them(dtype):
 
 
 def test_an_empty_batch_gives_nan_statistics_and_empty_activations():
-    p = Problem((2, 8, 4, 4), torch.float32)
+    p = problem((2, 8, 4, 4), torch.float32)
     x = torch.empty(0, 8, 4, 4, device=DEVICE)
     assert all(result.isnan().all() for result in ops.batch_norm_stats(x, None, None, EPS))
     assert ops.batch_norm_act(x, p.affine, x, p.affine, True).shape == x.shape
@@ -323,7 +298,7 @@ def test_more_elements_than_32_bits_count():
 
 @pytest.mark.skipif(DEVICE == "cpu", reason="needs a GPU")
 def test_every_operation_can_be_captured():
-    p = Problem((2, 64, 9, 9), torch.bfloat16)
+    p = problem((2, 64, 9, 9), torch.bfloat16)
 
     def step():
         moments, affine = ops.batch_norm_stats(p.x, p.weight, p.bias, EPS)

@@ -14,13 +14,13 @@ from fused_resnet import blocks, chain_ops, models, ops
 from fused_resnet.ops.batch_norm_act import config, reference
 from fused_resnet.ops.batch_norm_act_pool import reference as pool_reference
 from fused_resnet.surgery import fuse
-from tests.accuracy import assert_as_accurate_as_stock, gradient_for, rms
+from tests.accuracy import assert_as_accurate_as_stock, gradient_for
+from tests.ops.problem import EPS, Problem, assert_close
 from tests.ops.triton_engine import triton_kernels
 
 # of the interpreter, which takes a program's number from an array
 pytestmark = pytest.mark.filterwarnings("ignore:Conversion of an array:DeprecationWarning")
 
-EPS = 1e-5
 # fewer rows than a tile, odd channels, few rows, one channel, rows that no tile divides, several parts and column tiles
 SHAPES = [(2, 3, 5, 7), (2, 16, 8, 8), (3, 1, 1, 1), (1, 1, 9, 9), (1, 200, 10, 20), (2, 130, 16, 17)]
 
@@ -36,37 +36,14 @@ def k(monkeypatch):
         yield triton_kernels(monkeypatch)
 
 
-class Problem:
-    """Random arguments of every operation, with per-channel tensors from the reference."""
-
-    def __init__(self, shape: tuple[int, ...], dtype: torch.dtype) -> None:
-        def image() -> Tensor:
-            return torch.randn(shape).add(0.5).to(dtype).to(memory_format=torch.channels_last)
-
-        self.x, self.residual, self.grad = image(), image(), image()
-        self.count = self.x.numel() // shape[1]
-        self.weight, self.bias = torch.randn(2, shape[1]).unbind()
-        self.moments, self.affine = reference.batch_norm_stats(self.x, self.weight, self.bias, EPS)
-        self.residual_moments, self.residual_affine = reference.batch_norm_stats(self.residual, self.weight, None, EPS)
-
-    def coefficients(self, sums: Tensor, branch: int, batch_stats: bool) -> Tensor:
-        moments = self.residual_moments if branch else self.moments
-        return reference.batch_norm_coefficients(sums, branch, moments, self.weight, EPS, self.count, batch_stats)[2]
-
-
-def assert_close(result: Tensor, expected: Tensor, ulps: float = 4) -> None:
-    """Relative RMS error of a few units in the last place; same shape, dtype and NaN."""
-    assert (result.shape, result.dtype) == (expected.shape, expected.dtype)
-    assert torch.equal(result.isnan(), expected.isnan())
-    result, exact = result.nan_to_num(), expected.nan_to_num()
-    error = rms(result.double() - exact.double())
-    assert error <= ulps * torch.finfo(result.dtype).eps * rms(exact), f"error {error:.3g} of {rms(exact):.3g}"
+def problem(shape: tuple[int, ...], dtype: torch.dtype) -> Problem:
+    return Problem(*(torch.randn(shape).add(0.5).to(dtype).to(memory_format=torch.channels_last) for _ in range(3)))
 
 
 @each_shape
 @each_dtype
 def test_statistics_equal_float64(k, dtype, shape):
-    p = Problem(shape, dtype)
+    p = problem(shape, dtype)
     moments, affine = k.batch_norm_stats(p.x, p.weight, p.bias, EPS)
     exact, _ = reference.batch_norm_stats(p.x.double(), None, None, EPS)
     assert_close(moments, exact.float(), ulps=8)
@@ -85,7 +62,7 @@ def test_statistics_survive_a_mean_far_from_zero(k, offset):
 
 @pytest.mark.parametrize("parameter_dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
 def test_per_channel_steps_equal_the_reference_for_parameters_of_any_dtype(k, parameter_dtype):
-    p = Problem((2, 24, 5, 5), torch.float32)
+    p = problem((2, 24, 5, 5), torch.float32)
     weight, bias = p.weight.to(parameter_dtype), p.bias.to(parameter_dtype)
     sums = torch.randn(4, 24)
     for parameters in [(weight, bias), (weight, None), (None, bias), (None, None)]:
@@ -104,7 +81,7 @@ def test_per_channel_steps_equal_the_reference_for_parameters_of_any_dtype(k, pa
 @each_shape
 @each_dtype
 def test_apply_equals_the_reference(k, dtype, shape, relu, branch):
-    p = Problem(shape, dtype)
+    p = problem(shape, dtype)
     residual = None if branch == "no residual" else p.residual
     arguments = (p.x, p.affine, residual, p.residual_affine if branch == "second branch" else None, relu)
     z = k.batch_norm_act(*arguments)
@@ -118,7 +95,7 @@ def test_apply_equals_the_reference(k, dtype, shape, relu, branch):
 @each_shape
 @each_dtype
 def test_backward_equals_the_reference(k, dtype, shape, second, mask, batch_stats):
-    p = Problem(shape, dtype)
+    p = problem(shape, dtype)
     relu = mask != "linear"
     z = reference.batch_norm_act(p.x, p.affine, p.residual, None, True) if mask == "sign of z" else None
     residual, moments = (p.residual, p.residual_moments) if second == "branch" else (None, None)
@@ -149,7 +126,7 @@ def test_backward_equals_the_reference(k, dtype, shape, second, mask, batch_stat
 @each_shape
 @each_dtype
 def test_the_shortcuts_gradient_is_added_as_in_the_reference(k, dtype, shape, relu):
-    p = Problem(shape, dtype)
+    p = problem(shape, dtype)
     z = p.residual if relu else None
     expected = p.x.clone()
     reference.add_masked_(expected, p.grad, z, relu)
@@ -161,7 +138,7 @@ def test_the_shortcuts_gradient_is_added_as_in_the_reference(k, dtype, shape, re
 @pytest.mark.parametrize("shape", [(2, 3, 5, 7), (1, 64, 12, 13), (1, 17, 30, 6)], ids=lambda s: "x".join(map(str, s)))
 @each_dtype
 def test_pool_equals_the_reference(k, dtype, shape, window):
-    p = Problem(shape, dtype)
+    p = problem(shape, dtype)
     p.x[0, 0, 1, 1] = torch.nan
     geometry = [[value, value] for value in window]
     z, index = k.batch_norm_act_pool(p.x, p.affine, True, *geometry)
@@ -186,7 +163,7 @@ def test_nan_and_infinity_come_out_where_stock_gives_them(k):
 
 
 def test_an_empty_batch_gives_nan_statistics_and_empty_activations(k):
-    p = Problem((2, 8, 4, 4), torch.float32)
+    p = problem((2, 8, 4, 4), torch.float32)
     x = torch.empty(0, 8, 4, 4).to(memory_format=torch.channels_last)
     assert all(result.isnan().all() for result in k.batch_norm_stats(x, None, None, EPS))
     assert k.batch_norm_act(x, p.affine, None, None, True).shape == x.shape
