@@ -375,9 +375,29 @@ void add_masked_(const Tensor& dx, const Tensor& grad, const OptionalTensor& z, 
   parallel_for_rows(layout.activation, [&](Range rows) { kernels().add_masked(op, rows); });
 }
 
+// Lists of one length, before anything is written.
+void check_running_stats(const std::vector<Tensor>& means, const std::vector<Tensor>& variances,
+                         const std::vector<Tensor>& counters, const std::vector<Tensor>& moments, bool has_momentum) {
+  if (moments.empty()) return;
+  const ChannelArguments arguments("update_running_stats_", moments[0]);
+  const auto check_length = [&](const char* name, size_t length) {
+    if (length == moments.size()) return;
+    arguments.fail(name, std::to_string(moments.size()) + " tensors, as moments has", std::to_string(length));
+  };
+  check_length("means", means.size());
+  check_length("variances", variances.size());
+  if (!has_momentum) check_length("counters", counters.size());
+  for (const Tensor& counter : counters) {
+    if (counter.scalar_type() == ScalarType::Long) continue;
+    arguments.fail("counters", "dtype int64 (num_batches_tracked.long())",
+                   torch::headeronly::toString(counter.scalar_type()));
+  }
+}
+
 void update_running_stats_(const std::vector<Tensor>& means, const std::vector<Tensor>& variances,
                            const std::vector<Tensor>& counters, const std::vector<Tensor>& moments,
                            std::optional<double> momentum) {
+  check_running_stats(means, variances, counters, moments, momentum.has_value());
   for (const Tensor& counter : counters) ++*static_cast<int64_t*>(counter.mutable_data_ptr());
   for (size_t i = 0; i < moments.size(); ++i) {
     const ChannelArguments arguments("update_running_stats_", moments[i]);

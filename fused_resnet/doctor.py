@@ -14,8 +14,8 @@ from fused_resnet.host_memory import keep_freed_memory
 
 def examine() -> dict[str, Any]:
     """Return versions, devices, engines, what the native build holds and the result of its self-check."""
-    checked = ops.self_check()
     devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+    checked = {name: wrong for device in devices for name, wrong in ops.self_check(device).items()}
     return {
         **environment(torch.device(devices[-1])),
         "gpus": [

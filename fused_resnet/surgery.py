@@ -73,8 +73,8 @@ def fuse(
         lean = ", which this version cannot do yet" if memory == "lean" else ""
         raise ValueError(f"memory must be 'fast', got {memory!r}{lean}; use memory='fast'")
     engines.check_name(engine)
-    ops.self_check()
     for device, dtype in {(p.device.type, p.dtype) for p in model.parameters() if p.is_floating_point()}:
+        ops.self_check(device)
         engines.choose(engine, device, dtype)
         if device == "cpu":
             keep_freed_memory()

@@ -122,11 +122,18 @@ def test_the_self_check_finds_a_wrong_kernel_and_can_be_skipped(fresh_engines):
     fresh_engines.setattr(ops.kernels, "cache_clear", lambda: None, raising=False)
     fresh_engines.setattr(engines, "_wrong", {})
     check = ops.self_check.__wrapped__
-    assert "batch_norm_stats in torch.float32 is off" in check()["cpu"]
+    assert "batch_norm_stats in torch.float32 is off" in check("cpu")["cpu"]
     assert "self-check failed" in engines.why_not("cpu", "cpu")
     assert engines.choose("auto", "cpu", torch.float32) == "reference"
     fresh_engines.setenv("FUSED_RESNET_SELF_TEST", "0")
-    assert check() == {}
+    assert check("cpu") == {}
+
+
+def test_a_model_on_the_cpu_leaves_the_gpu_alone(monkeypatch):
+    asked = []
+    monkeypatch.setattr(ops, "self_check", asked.append)
+    fused_resnet.fuse(torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1), torch.nn.BatchNorm2d(4)))
+    assert asked == ["cpu"]
 
 
 @pytest.mark.parametrize("engine", engines.GPU_NAMES)

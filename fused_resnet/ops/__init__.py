@@ -78,8 +78,10 @@ def dispatched(folder: Any) -> SimpleNamespace:
 
 
 @functools.cache
-def self_check() -> dict[str, str | None]:
-    """Run the native kernels once, on small tensors, against the definition; an engine that is wrong is ruled out.
+def self_check(device_type: str) -> dict[str, str | None]:
+    """Run a device's native kernels once, on small tensors, against the definition; a wrong engine is ruled out.
+
+    A device that no model is on is left alone: to touch a GPU takes memory there.
 
     Returns the engines checked, each with None or what was wrong.  ``fuse`` asks for it, never a forward: a check
     there would break the capture of a CUDA graph.  ``FUSED_RESNET_SELF_TEST=0`` skips it.
@@ -88,7 +90,7 @@ def self_check() -> dict[str, str | None]:
         return {}
     checked: dict[str, str | None] = {}
     for engine, device, dtypes in (("cpu", "cpu", engines.CPU_DTYPES), ("cuda", "cuda", engines.GPU_DTYPES)):
-        if engines.why_not(engine, device) is None:
+        if device == device_type and engines.why_not(engine, device) is None:
             checked[engine] = _first_wrong(kernels(engine, device, torch.float32), device, dtypes)
             if checked[engine] is not None:
                 engines.rule_out(engine, f"its self-check failed: {checked[engine]}")

@@ -87,6 +87,23 @@ def test_running_statistics_move_as_in_the_reference(dtype, running_dtype, momen
         assert_close(got, wanted)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"means": []}, "means must have 1 tensors, as moments has, got 0"),
+        ({"variances": [torch.ones(4)] * 2}, "variances must have 1 tensors, as moments has, got 2"),
+        ({"counters": [], "momentum": None}, "counters must have 1 tensors, as moments has, got 0"),
+        ({"counters": [torch.tensor(3.0)]}, r"counters must have dtype int64 .*, got Float"),
+        ({"means": [torch.zeros(5)]}, r"means must have shape \[4\], got \[5\]"),
+    ],
+)
+def test_running_statistics_that_do_not_fit_are_named(change, message):
+    arguments = {"means": [torch.zeros(4)], "variances": [torch.ones(4)], "counters": [torch.tensor(3)]}
+    arguments = {**arguments, "moments": [torch.rand(3, 4)], "momentum": 0.1, **change}
+    with pytest.raises(RuntimeError, match="fused_resnet::update_running_stats_: " + message):
+        ops.update_running_stats_(**arguments)
+
+
 @pytest.mark.parametrize("branch", ["no residual", "residual", "second branch"])
 @pytest.mark.parametrize("relu", [True, False], ids=["relu", "linear"])
 @each_shape

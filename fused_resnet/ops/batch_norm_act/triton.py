@@ -36,7 +36,7 @@ PARAMETER_CHANNELS = 128  # of one program of a per-channel step
 
 
 @triton.jit
-def _columns(pid, C, BLOCK_C: tl.constexpr):
+def split_program(pid, C, BLOCK_C: tl.constexpr):
     """Split a program's number into its tile of rows and its channels; channels run fastest, so that neighbours in
     time are neighbours in memory.
     """
@@ -97,7 +97,7 @@ def _stats_kernel(
     Sums of ``x − shift`` with a shift near the mean, that of the part's first tile: the difference of large numbers
     Σx² − (Σx)²/m never arises.  A shift must be finite, so that an infinite element gives what stock gives.
     """
-    part, columns, mask = _columns(tl.program_id(0), C, BLOCK_C)
+    part, columns, mask = split_program(tl.program_id(0), C, BLOCK_C)
     begin = part * rows_per_part
     end = tl.minimum(begin + rows_per_part, M)
     rows = begin + tl.arange(0, BLOCK_M)
@@ -191,7 +191,7 @@ def _act_kernel(
 
     Bytes: 2s an element, 3s with a residual.
     """
-    tile, columns, mask = _columns(tl.program_id(0), C, BLOCK_C)
+    tile, columns, mask = split_program(tl.program_id(0), C, BLOCK_C)
     rows = tile * BLOCK_M + tl.arange(0, BLOCK_M)
     at = rows[:, None] * C + columns[None, :]
     inside = (rows < M)[:, None] & mask[None, :]
@@ -234,7 +234,7 @@ def _reduce_kernel(
 
     Bytes: 2s an element, and s for each of z and residual.
     """
-    part, columns, mask = _columns(tl.program_id(0), C, BLOCK_C)
+    part, columns, mask = split_program(tl.program_id(0), C, BLOCK_C)
     begin = part * rows_per_part
     end = tl.minimum(begin + rows_per_part, M)
     mean = tl.load(moments + columns, mask, 0.0)
@@ -347,7 +347,7 @@ def _backward_kernel(
 
     Bytes: 3s an element, s for each of z and masked, 2s for a residual.
     """
-    tile, columns, mask = _columns(tl.program_id(0), C, BLOCK_C)
+    tile, columns, mask = split_program(tl.program_id(0), C, BLOCK_C)
     rows = tile * BLOCK_M + tl.arange(0, BLOCK_M)
     at = rows[:, None] * C + columns[None, :]
     inside = (rows < M)[:, None] & mask[None, :]

@@ -9,18 +9,19 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fused_resnet.ops.batch_norm_act.config import Tile, ceil_div, tile
+from fused_resnet.ops.batch_norm_act import config
+from fused_resnet.ops.batch_norm_act.triton import split_program
 
 __all__ = ["batch_norm_act_pool", "max_pool_backward"]
 
 POOL_ELEMENTS, POOL_WARPS = 1024, 4
 
 
-def _cut(channels: int) -> Tile:
+def _cut(channels: int) -> config.Tile:
     """Return a program's tile: half as large where no vector divides the channels, since every element then needs an
     address of its own.
     """
-    return tile(channels, POOL_ELEMENTS if channels % 8 == 0 else POOL_ELEMENTS // 2, POOL_WARPS)
+    return config.tile(channels, POOL_ELEMENTS if channels % 8 == 0 else POOL_ELEMENTS // 2, POOL_WARPS)
 
 
 @triton.jit(do_not_specialize=["positions", "H", "W", "OH", "OW"])
@@ -49,10 +50,8 @@ def _pool_kernel(
 
     Bytes: s an input element (again for each window, from the caches), s + 1 an output element.
     """
-    tiles = tl.cdiv(C, BLOCK_C)
-    columns = (tl.program_id(0) % tiles) * BLOCK_C + tl.arange(0, BLOCK_C)
-    mask = columns < C
-    position = (tl.program_id(0) // tiles).to(tl.int64) * BLOCK_P + tl.arange(0, BLOCK_P)
+    tile, columns, mask = split_program(tl.program_id(0), C, BLOCK_C)
+    position = tile * BLOCK_P + tl.arange(0, BLOCK_P)
     inside = position < positions
     top = (position // OW) % OH * SH - PH
     left = position % OW * SW - PW
@@ -113,10 +112,8 @@ def _pool_backward_kernel(
 
     Bytes: s an input element, s + 1 an output element (again for each element of a window, from the caches).
     """
-    tiles = tl.cdiv(C, BLOCK_C)
-    columns = (tl.program_id(0) % tiles) * BLOCK_C + tl.arange(0, BLOCK_C)
-    mask = columns < C
-    cell = (tl.program_id(0) // tiles).to(tl.int64) * BLOCK_P + tl.arange(0, BLOCK_P)
+    tile, columns, mask = split_program(tl.program_id(0), C, BLOCK_C)
+    cell = tile * BLOCK_P + tl.arange(0, BLOCK_P)
     inside = cell < cells
     i, j = (cell // CW) % CH, cell % CW
     image = cell // (CH * CW)
@@ -151,7 +148,7 @@ def batch_norm_act_pool(
     cut = _cut(channels)
     positions = n * out_height * out_width
     if z.numel():
-        _pool_kernel[ceil_div(positions, cut.rows) * ceil_div(channels, cut.channels),](
+        _pool_kernel[config.ceil_div(positions, cut.rows) * config.ceil_div(channels, cut.channels),](
             x, affine, z, index, positions, channels, height, width, out_height, out_width,
             relu, *kernel_size, *stride, *padding, cut.rows, cut.channels, num_warps=cut.warps,
         )  # fmt: skip
@@ -168,10 +165,12 @@ def max_pool_backward(
         (n, channels, height, width), dtype=grad.dtype, device=grad.device, memory_format=torch.channels_last
     )
     cut = _cut(channels)
-    down, along = (ceil_div(extent + p, s) for extent, p, s in zip((height, width), padding, stride, strict=True))
+    down, along = (
+        config.ceil_div(extent + p, s) for extent, p, s in zip((height, width), padding, stride, strict=True)
+    )
     cells = n * down * along
     if dx.numel():
-        _pool_backward_kernel[ceil_div(cells, cut.rows) * ceil_div(channels, cut.channels),](
+        _pool_backward_kernel[config.ceil_div(cells, cut.rows) * config.ceil_div(channels, cut.channels),](
             grad, index, dx, cells, channels, height, width, out_height, out_width, down, along,
             *kernel_size, *stride, *padding, cut.rows, cut.channels, num_warps=cut.warps,
         )  # fmt: skip
