@@ -225,14 +225,13 @@ std::tuple<Tensor, Tensor> batch_norm_stats(const Tensor& x, const OptionalTenso
   return {moments, affine_of(arguments, moments, weights, biases, eps)};
 }
 
-Tensor batch_norm_act(const Tensor& x, const Tensor& affine, const OptionalTensor& residual,
-                      const OptionalTensor& residual_affine, bool relu) {
-  const Arguments arguments("batch_norm_act", "x", x);
+// z of batch_norm_act into `out`, which is x itself or a tensor beside it.
+void apply(const Arguments& arguments, const Tensor& x, const Tensor& affine, const OptionalTensor& residual,
+           const OptionalTensor& residual_affine, bool relu, const Tensor& out) {
   check_batch_norm_act(arguments, affine, residual, residual_affine);
 
   const Layout layout(arguments);
   const ChannelRows scale_shift(affine, layout), residual_scale_shift(residual_affine, layout);
-  Tensor z = empty_beside(x);
   const BatchNormAct op = {
       layout.activation,
       data(x),
@@ -241,12 +240,25 @@ Tensor batch_norm_act(const Tensor& x, const Tensor& affine, const OptionalTenso
       data(residual),
       residual_scale_shift[0],
       residual_scale_shift[1],
-      z.mutable_data_ptr(),
+      out.mutable_data_ptr(),
       relu,
-      layout.streams({data(z)}, x.scalar_type()),
+      // in place every line written is in the caches
+      data(out) != data(x) && layout.streams({data(out)}, x.scalar_type()),
   };
   parallel_for_rows(layout.activation, [&](Range rows) { kernels().batch_norm_act(op, rows); });
+}
+
+Tensor batch_norm_act(const Tensor& x, const Tensor& affine, const OptionalTensor& residual,
+                      const OptionalTensor& residual_affine, bool relu) {
+  const Arguments arguments("batch_norm_act", "x", x);
+  Tensor z = empty_beside(x);
+  apply(arguments, x, affine, residual, residual_affine, relu, z);
   return z;
+}
+
+void batch_norm_act_(const Tensor& x, const Tensor& affine, const OptionalTensor& residual,
+                     const OptionalTensor& residual_affine, bool relu) {
+  apply({"batch_norm_act_", "x", x}, x, affine, residual, residual_affine, relu, x);
 }
 
 // The mask of both backward passes.
@@ -364,6 +376,27 @@ void batch_norm_act_backward_(const Tensor& grad, const Tensor& x, const Tensor&
       false,
   };
   parallel_for_rows(layout.activation, [&](Range range) { kernels().batch_norm_act_backward(op, range); });
+}
+
+std::tuple<Tensor, Tensor> masked_grad(const Tensor& grad, const Tensor& z) {
+  const Arguments arguments("masked_grad", "grad", grad);
+  arguments.check_like("z", z);
+  const Layout layout(arguments);
+  Tensor masked = empty_beside(grad), sum_grad = empty_channels(arguments);
+  const int64_t channels = arguments.channels(), parts = reduction_parts(layout);
+  const std::unique_ptr<double[]> partial(new double[static_cast<size_t>(std::max<int64_t>(parts, 1) * channels)]);
+  const bool stream = layout.streams({data(masked)}, grad.scalar_type());
+  parallel_for_tiles(layout, [&](int64_t part, Tile tile) {
+    kernels().masked_grad(
+        {layout.activation, data(grad), data(z), masked.mutable_data_ptr(), partial.get() + part * channels, stream},
+        tile);
+  });
+  std::vector<double> total(static_cast<size_t>(channels));
+  merge_sums(partial.get(), layout.activation.numel == 0 ? 0 : parts, channels, total.data());
+  visit_accumulator(arguments.accumulator(), [&](auto accumulator) {
+    std::copy(total.begin(), total.end(), static_cast<decltype(accumulator)*>(sum_grad.mutable_data_ptr()));
+  });
+  return {masked, sum_grad};
 }
 
 void add_masked_(const Tensor& dx, const Tensor& grad, const OptionalTensor& z, bool relu) {
@@ -514,11 +547,13 @@ STABLE_TORCH_LIBRARY_IMPL(fused_resnet, CPU, m) {
   m.impl("batch_norm_stats", TORCH_BOX(&fused_resnet::batch_norm_stats));
   m.impl("batch_norm_affine", TORCH_BOX(&fused_resnet::batch_norm_affine));
   m.impl("batch_norm_act", TORCH_BOX(&fused_resnet::batch_norm_act));
+  m.impl("batch_norm_act_", TORCH_BOX(&fused_resnet::batch_norm_act_));
   m.impl("batch_norm_act_reduce", TORCH_BOX(&fused_resnet::batch_norm_act_reduce));
   m.impl("batch_norm_coefficients", TORCH_BOX(&fused_resnet::batch_norm_coefficients));
   m.impl("batch_norm_act_backward", TORCH_BOX(&fused_resnet::batch_norm_act_backward));
   m.impl("batch_norm_act_backward_", TORCH_BOX(&fused_resnet::batch_norm_act_backward_));
   m.impl("update_running_stats_", TORCH_BOX(&fused_resnet::update_running_stats_));
+  m.impl("masked_grad", TORCH_BOX(&fused_resnet::masked_grad));
   m.impl("add_masked_", TORCH_BOX(&fused_resnet::add_masked_));
   m.impl("batch_norm_act_pool", TORCH_BOX(&fused_resnet::batch_norm_act_pool));
   m.impl("max_pool_backward", TORCH_BOX(&fused_resnet::max_pool_backward));

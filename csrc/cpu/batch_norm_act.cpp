@@ -384,6 +384,55 @@ void backward_rows(const BatchNormActBackward& op, Range rows) {
   fence(stream);
 }
 
+template <typename T, int kRows>
+FUSED_RESNET_INLINE void mask_block(const MaskedGrad& op, double* sums, int64_t offset, int64_t stride,
+                                    int64_t columns) {
+  using A = Accumulator<T>;
+  const T* grad = static_cast<const T*>(op.grad) + offset;
+  const T* z = static_cast<const T*>(op.z) + offset;
+  T* masked = static_cast<T*>(op.masked) + offset;
+  for_each_vector<T>(columns, [&](auto lanes, int64_t j) __attribute__((always_inline)) {
+    using V = Vector<A, decltype(lanes)::value>;
+    V sum{};
+#pragma GCC unroll 8
+    for (int row = 0; row < kRows; ++row) {
+      const int64_t i = row * stride + j;
+      prefetch(grad + i + kRows * stride);
+      prefetch(z + i + kRows * stride);
+      const V value = load(lanes, z + i) <= A{} ? V{} : load(lanes, grad + i);
+      store(lanes, masked + i, value, op.stream);
+      sum += value;
+    }
+    add_to(lanes, sums + j, sum);
+  });
+}
+
+template <typename T>
+void mask_columns(const MaskedGrad& op, Tile tile) {
+  const int64_t columns = tile.columns.size();
+  const int64_t channels = columns < op.activation.channels ? columns : op.activation.channels;
+  alignas(64) double sums[kMaxColumnTile] = {};
+  for_each_column_block(op.activation, tile, [&](auto rows, int64_t i, int64_t stride, int64_t count) {
+    mask_block<T, rows.value>(op, sums, i, stride, count);
+  });
+  fold(sums, channels, columns);
+  for (int64_t c = 0; c < channels; ++c) op.sum_grad[tile.columns.begin + c] = sums[c];
+  fence(op.stream);
+}
+
+template <typename T>
+void mask_planes(const MaskedGrad& op, Tile tile) {
+  for (int64_t channel = tile.columns.begin; channel < tile.columns.end; ++channel) {
+    alignas(64) double sums[kMaxColumnTile] = {};
+    for_each_plane_block(op.activation, channel, [&](auto rows, int64_t i, int64_t stride, int64_t count) {
+      mask_block<T, rows.value>(op, sums, i, stride, count);
+    });
+    fold(sums, 1, kPlaneColumns);
+    op.sum_grad[channel] = sums[0];
+  }
+  fence(op.stream);
+}
+
 template <typename T, bool kMasked>
 void add_masked_rows(const AddMasked& op, Range rows) {
   using A = Accumulator<T>;
@@ -446,6 +495,13 @@ void batch_norm_act_backward(const BatchNormActBackward& op, Range rows) {
         });
       });
     });
+  });
+}
+
+void masked_grad(const MaskedGrad& op, Tile tile) {
+  visit_dtype(op.activation.dtype, [&](auto element) {
+    using T = decltype(element);
+    return op.activation.planes ? mask_planes<T>(op, tile) : mask_columns<T>(op, tile);
   });
 }
 

@@ -52,7 +52,7 @@ struct MaskedGradient {
 };
 
 // ΣG, ΣG·(x - mean), and ΣG·(residual - residual_mean) of every channel of a tile.  Bytes: 2s an element, and s for
-// each of z, residual and masked.
+// each of z and residual.
 struct BatchNormActReduce {
   Activation activation;
   MaskedGradient gradient;
@@ -78,6 +78,16 @@ struct BatchNormActBackward {
   const void* residual_coefficients[4];
   void* residual_dx;
   bool stream;  // store past the caches
+};
+
+// G, written, and ΣG of every channel of a tile.  Bytes: 3s an element.
+struct MaskedGrad {
+  Activation activation;
+  const void* grad;
+  const void* z;
+  void* masked;
+  double* sum_grad;  // [channels]
+  bool stream;       // store past the caches
 };
 
 // dx += G.  Bytes: 3s an element, 4s with z.

@@ -12,6 +12,7 @@ struct Kernels {
   void (*batch_norm_act)(const BatchNormAct&, Range rows);
   void (*batch_norm_act_reduce)(const BatchNormActReduce&, Tile);
   void (*batch_norm_act_backward)(const BatchNormActBackward&, Range rows);
+  void (*masked_grad)(const MaskedGrad&, Tile);
   void (*add_masked)(const AddMasked&, Range rows);
   // `rows` counts the rows of the output of all images; `scratch` holds kernel[0] * width * channels accumulators.
   void (*batch_norm_act_pool)(const BatchNormActPool&, Range rows, void* scratch);

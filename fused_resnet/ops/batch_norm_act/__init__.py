@@ -22,6 +22,12 @@ def _fake_act(x: Tensor, affine: Tensor, residual: Tensor | None, residual_affin
     return torch.empty_like(x)
 
 
+def _fake_act_(
+    x: Tensor, affine: Tensor, residual: Tensor | None, residual_affine: Tensor | None, relu: bool
+) -> None:
+    return None
+
+
 def _fake_reduce(
     grad: Tensor,
     x: Tensor,
@@ -68,6 +74,10 @@ def _fake_backward_(
     return None
 
 
+def _fake_masked_grad(grad: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(grad), grad.new_empty(grad.shape[1], dtype=accumulation_dtype(grad.dtype))
+
+
 def _fake_add_masked_(dx: Tensor, grad: Tensor, z: Tensor | None, relu: bool) -> None:
     return None
 
@@ -93,6 +103,10 @@ OPERATIONS = {
         "(Tensor x, Tensor affine, Tensor? residual, Tensor? residual_affine, bool relu) -> Tensor",
         _fake_act,
     ),
+    "batch_norm_act_": (
+        "(Tensor(a!) x, Tensor affine, Tensor? residual, Tensor? residual_affine, bool relu) -> ()",
+        _fake_act_,
+    ),
     "batch_norm_act_reduce": (
         "(Tensor grad, Tensor x, Tensor moments, Tensor affine, Tensor? z, Tensor? residual,"
         " Tensor? residual_moments, bool relu) -> Tensor",
@@ -116,5 +130,6 @@ OPERATIONS = {
         "(Tensor(a!)[] means, Tensor(b!)[] variances, Tensor(c!)[] counters, Tensor[] moments, float? momentum) -> ()",
         _fake_update_running_stats_,
     ),
+    "masked_grad": ("(Tensor grad, Tensor z) -> (Tensor, Tensor)", _fake_masked_grad),
     "add_masked_": ("(Tensor(a!) dx, Tensor grad, Tensor? z, bool relu) -> ()", _fake_add_masked_),
 }

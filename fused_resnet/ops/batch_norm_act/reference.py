@@ -61,6 +61,13 @@ def batch_norm_act(
     return (z.relu() if relu else z).to(x.dtype)
 
 
+def batch_norm_act_(
+    x: Tensor, affine: Tensor, residual: Tensor | None, residual_affine: Tensor | None, relu: bool
+) -> None:
+    """Compute the ``z`` of :func:`batch_norm_act` into ``x``, which is lost."""
+    x.copy_(batch_norm_act(x, affine, residual, residual_affine, relu))
+
+
 def batch_norm_act_reduce(
     grad: Tensor,
     x: Tensor,
@@ -130,6 +137,12 @@ def batch_norm_act_backward_(
 ) -> None:
     """Compute the ``dx`` of :func:`batch_norm_act_backward` of one branch into ``grad``, which is lost."""
     grad.copy_(batch_norm_act_backward(grad, x, affine, coefficients, z, None, None, relu, False)[0])
+
+
+def masked_grad(grad: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+    """Compute ``G``, which is ``grad`` or 0 where ``z <= 0``, and ``ΣG`` of every channel; returns (G, sums [C])."""
+    masked = torch.where(z <= 0, 0, grad)
+    return masked, masked.sum((0, 2, 3), dtype=accumulation_dtype(grad.dtype))
 
 
 def add_masked_(dx: Tensor, grad: Tensor, z: Tensor | None, relu: bool) -> None:
