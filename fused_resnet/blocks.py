@@ -74,15 +74,15 @@ class Plan:
     source
         Python source of ``forward(self, chains, x)``, written from the trace: the module's own forward, with
         ``chains.run(i, x, shortcut)`` in the place of each chain.
-    engine
-        Name of the engine, or ``"auto"``.
+    options
+        Engine and memory: a plain tuple of what :class:`fused_resnet.chain_spec.Options` names.
     """
 
     chains: tuple[ChainPaths, ...]
     containers: tuple[Container, ...]
     identities: tuple[Path, ...]
     source: str
-    engine: str
+    options: tuple[str, str]
     forward: Callable[..., Any] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -91,7 +91,7 @@ class Plan:
         object.__setattr__(self, "forward", namespace["forward"])
 
     def __reduce__(self) -> Any:
-        return Plan, (self.chains, self.containers, self.identities, self.source, self.engine)
+        return Plan, (self.chains, self.containers, self.identities, self.source, self.options)
 
 
 class PreparedChain(NamedTuple):
@@ -119,9 +119,9 @@ class PreparedChains:
                 shortcut = shortcut.to(dtype)
         if shortcut is not None and shortcut.dtype != x.dtype:
             # the sum has another dtype than the chain: the add and its ReLU are stock's
-            units, _, pool, engine = chain.signature
+            units, _, pool, options = chain.signature
             *rest, relu = units[-1]
-            without_add = ((*units[:-1], (*rest, False)), None, pool, engine)
+            without_add = ((*units[:-1], (*rest, False)), None, pool, options)
             z = self._run(chain._replace(signature=without_add), x, None) + shortcut
             return torch.relu(z) if relu else z
         return self._run(chain, x, shortcut)
@@ -217,14 +217,14 @@ def prepare(module: nn.Module, plan: Plan) -> list[PreparedChain] | str:
             return reason
     chains = []
     for paths in plan.chains:
-        chain = _prepare_chain(module, paths, plan.engine)
+        chain = _prepare_chain(module, paths, plan.options)
         if isinstance(chain, str):
             return chain
         chains.append(chain)
     return chains
 
 
-def _prepare_chain(module: nn.Module, paths: ChainPaths, engine: str) -> PreparedChain | str:
+def _prepare_chain(module: nn.Module, paths: ChainPaths, options: tuple[str, str]) -> PreparedChain | str:
     prepared = PreparedChain((), [], [], [])
     units = []
     for unit in paths.units:
@@ -243,7 +243,7 @@ def _prepare_chain(module: nn.Module, paths: ChainPaths, engine: str) -> Prepare
         if reason := _why_not_plain(pool, paths.pool) or _why_not_pool(pool, paths.pool):
             return reason
         pool_signature = (pair(pool.kernel_size), pair(pool.stride), pair(pool.padding))
-    return prepared._replace(signature=(tuple(units), shortcut, pool_signature, engine))
+    return prepared._replace(signature=(tuple(units), shortcut, pool_signature, options))
 
 
 def _read_unit(module: nn.Module, unit: UnitPaths, prepared: PreparedChain) -> Signature | str:
@@ -366,4 +366,5 @@ def update_running_stats(chain: PreparedChain, moments: Sequence[Tensor]) -> Non
         if counter is not None:
             counters.append(counter)
     for momentum, tensors in by_momentum.items():
-        update_running_stats_(chain.signature[-1], *tensors, momentum)
+        engine, _ = chain.signature[-1]
+        update_running_stats_(engine, *tensors, momentum)

@@ -31,10 +31,14 @@ from fused_resnet.chain_spec import (
     split_saved,
     wants_input,
 )
-from fused_resnet.ops.library import accumulation_dtype
+from fused_resnet.ops.library import accumulation_dtype, dense_like
+from fused_resnet.ops.pointwise_conv_norm.config import pays
 
 # without the search for an overload that the packet makes in every call
 _convolution_backward = torch.ops.aten.convolution_backward.default
+
+# an activation, or the y, affine and relu that it is made of
+Raw = tuple[Tensor, Tensor | None, bool]
 
 
 def forward(
@@ -69,47 +73,112 @@ def forward(
     saved
         What else backward needs: for every unit ``y``, affine, the weight where it was cast; last the pool's index.
     """
-    by_unit = split_parameters(chain, parameters)
-    weights = _cast_weights(by_unit, x.dtype)
-    running_stats = iter(running)
-    saved: list[Tensor] = []
-    moments: list[Tensor] = []
+    schedule = _Forward(chain, parameters, running, x.dtype, k)
+    output = schedule.run(x, shortcut)
+    return output, schedule.moments, [tensor for tensors in schedule.saved for tensor in tensors]
 
-    def conv_norm(unit: Unit, p: Parameters, weight: Tensor | None, z: Tensor) -> tuple[Tensor, Tensor]:
-        y = _dense(z if unit.conv is None else _conv(unit.conv, z, weight, p.conv_bias), k.channels_last)
+
+def keeps_y(chain: Chain, i: int, weight: Tensor | None, engine: str) -> bool:
+    """Whether backward needs the ``y`` of a unit: it can do without at the end, behind an expanding 1×1 convolution."""
+    unit = chain.all_units[i]
+    at_end = i >= len(chain.units) - 1 and chain.masks_by_output
+    if unit.conv is None or weight is None or not (at_end and unit.batch_stats):
+        return True
+    stride, padding, _, groups, bias = unit.conv
+    projects = i == len(chain.units)
+    pointwise = weight.shape[2:] == (1, 1) and padding == (0, 0) and groups == 1 and not bias
+    if not pointwise or not (projects or stride == (1, 1)):
+        return True
+    outputs, inputs = weight.shape[:2]
+    return not pays(engine, chain.options.memory, inputs, outputs)
+
+
+class _Forward:
+    """One forward pass; ``moments`` and ``saved`` fill as it goes, unit by unit and last what the pool saves."""
+
+    def __init__(
+        self,
+        chain: Chain,
+        parameters: Sequence[Tensor],
+        running: Sequence[Tensor],
+        dtype: torch.dtype,
+        k: SimpleNamespace,
+    ):
+        self.chain, self.k = chain, k
+        self.parameters = split_parameters(chain, parameters)
+        self.weights = _cast_weights(self.parameters, dtype)
+        stats = iter(running)
+        self.running = [() if unit.batch_stats else (next(stats), next(stats)) for unit in chain.all_units]
+        self.moments: list[Any] = [None] * len(chain.all_units)
+        self.saved: list[list[Tensor]] = [[] for _ in chain.all_units]
+
+    def run(self, x: Tensor, shortcut: Tensor | None) -> Tensor:
+        last = len(self.chain.units) - 1
+        raw: Raw = (_dense(x, True) if self.k.channels_last else x, None, False)
+        for i in range(last):
+            raw = (*self.conv_norm(i, self.activation(*raw)), self.chain.units[i].relu)
+        if self.chain.shortcut is not None:
+            return self.end(raw, x if shortcut is None else shortcut)
+        y, affine = self.conv_norm(last, self.activation(*raw))
+        relu = self.chain.units[last].relu
+        output: Tensor
+        if self.chain.pool is None:
+            output = self.k.batch_norm_act(y, affine, None, None, relu)
+        else:
+            output, index = self.k.batch_norm_act_pool(y, affine, relu, *map(list, self.chain.pool))
+            self.saved.append([index])
+        return output
+
+    def end(self, raw: Raw, residual: Tensor) -> Tensor:
+        """Run the last unit and add the shortcut, which starts from ``residual``."""
+        last = len(self.chain.units) - 1
+        unit, p, weight, residual_affine = self.chain.units[last], self.parameters[last], self.weights[last], None
+        if isinstance(self.chain.shortcut, Unit):
+            residual, residual_affine = self.conv_norm(last + 1, residual, self.keeps_y(last + 1))
+        output: Tensor
+        if weight is None or self.keeps_y(last):
+            y, affine = self.conv_norm(last, self.activation(*raw))
+            residual = dense_like(_residual(residual, y.shape, y.dtype), y)
+            output = self.k.batch_norm_act(y, affine, residual, residual_affine, unit.relu)
+            return output
+        x = raw[0]
+        _check_batch(x)
+        residual = _residual(residual, torch.Size((x.shape[0], weight.shape[0], *x.shape[2:])), x.dtype)
+        output, moments, affine = self.k.pointwise_conv_norm_act(
+            *raw, weight, p.weight, p.bias, unit.eps, residual, residual_affine, unit.relu
+        )
+        self.keep(last, output.new_empty(0), moments, affine)
+        return output
+
+    def keeps_y(self, i: int) -> bool:
+        return keeps_y(self.chain, i, self.weights[i], self.k.engine)
+
+    def activation(self, y: Tensor, affine: Tensor | None, relu: bool) -> Tensor:
+        """Return ``act(a·y + b)``, or ``y`` where that is an activation already."""
+        z: Tensor = y if affine is None else self.k.batch_norm_act(y, affine, None, None, relu)
+        return z
+
+    def conv_norm(self, i: int, z: Tensor, keeps_y: bool = True) -> tuple[Tensor, Tensor]:
+        """Return a unit's ``y`` and affine, and keep what backward needs of it."""
+        unit, p, k = self.chain.all_units[i], self.parameters[i], self.k
+        y = _dense(z if unit.conv is None else _conv(unit.conv, z, self.weights[i], p.conv_bias), k.channels_last)
         if unit.batch_stats:
             _check_batch(y)
-            unit_moments, affine = k.batch_norm_stats(y, p.weight, p.bias, unit.eps)
+            moments, affine = k.batch_norm_stats(y, p.weight, p.bias, unit.eps)
         else:
-            dtype = accumulation_dtype(y.dtype)
-            mean, var = next(running_stats).to(dtype), next(running_stats).to(dtype)
-            unit_moments = torch.stack((mean, var, var))
-            affine = k.batch_norm_affine(unit_moments, p.weight, p.bias, unit.eps)
-        moments.append(unit_moments)
-        saved.extend([affine] if unit.conv is None else [y, affine])
-        if weight is not None and weight is not p.conv_weight:
-            saved.append(weight)
+            mean, var = (stat.to(accumulation_dtype(y.dtype)) for stat in self.running[i])
+            moments = torch.stack((mean, var, var))
+            affine = k.batch_norm_affine(moments, p.weight, p.bias, unit.eps)
+        self.keep(i, y if keeps_y else y.new_empty(0), moments, affine)
         return y, affine
 
-    z = _dense(x, True) if k.channels_last else x  # then so is what a convolution makes of it
-    *inner, end = zip(chain.units, by_unit, weights, strict=False)
-    for unit, p, weight in inner:
-        y, affine = conv_norm(unit, p, weight, z)
-        z = k.batch_norm_act(y, affine, None, None, unit.relu)
-    unit, p, weight = end
-    y, affine = conv_norm(unit, p, weight, z)
-    del z  # as early as the mathematics allows
-    if chain.pool is not None:
-        output, index = k.batch_norm_act_pool(y, affine, unit.relu, *map(list, chain.pool))
-        saved.append(index)
-        return output, moments, saved
-    if chain.shortcut is None:
-        return k.batch_norm_act(y, affine, None, None, unit.relu), moments, saved
-    residual, residual_affine = x if shortcut is None else shortcut, None
-    if isinstance(chain.shortcut, Unit):
-        residual, residual_affine = conv_norm(chain.shortcut, by_unit[-1], weights[-1], residual)
-    output = k.batch_norm_act(y, affine, _residual_like(residual, y), residual_affine, unit.relu)
-    return output, moments, saved
+    def keep(self, i: int, y: Tensor, moments: Tensor, affine: Tensor) -> None:
+        """Keep a unit's part of what :class:`Saved` names."""
+        self.moments[i] = moments
+        self.saved[i] = [affine] if self.chain.all_units[i].conv is None else [y, affine]
+        weight = self.weights[i]
+        if weight is not None and weight is not self.parameters[i].conv_weight:
+            self.saved[i].append(weight)
 
 
 def backward(
@@ -161,42 +230,93 @@ class _Backward:
         last = len(self.chain.units) - 1
         if self.chain.pool is not None:
             size = self.y(last).shape[2:]
-            grad = _dense_like(grad, self.index)
+            grad = dense_like(grad, self.index)
             grad = self.k.max_pool_backward(grad, self.index, size, *map(list, self.chain.pool))
-        dy, d_source = self.end(grad, output)
-        for i in range(last, 0, -1):
-            dz = None if dy is None else self.conv(i, dy, self.z(i - 1))
-            dy = None if dz is None else self.norm(i - 1, dz)
-        dx = None if dy is None else self.conv(0, dy, self.x)
-        if not self.separate and dx is not None:
-            self.add_shortcut(dx, d_source, grad, output)
+        if output is not None and any(self.y(i).numel() == 0 for i in range(last, len(self.saved))):
+            dz, d_source = self.end_without_y(grad, output)
+        else:
+            dz, d_source = self.end(grad, output)
+        for i in range(last - 1, -1, -1):
+            dy = None if dz is None else self.norm(i, dz)
+            dz = None if dy is None else self.conv(i, dy)
+        if not self.separate and dz is not None:
+            self.add_shortcut(dz, d_source, grad, output)
         flat = [
             gradient
             for parameters, gradients in zip(self.parameters, self.gradients, strict=True)
             for parameter, gradient in zip(parameters, gradients, strict=True)
             if parameter is not None
         ]
-        return [dx if self.wants_x else None, d_source if self.separate and self.wants_shortcut else None, *flat]
+        return [dz if self.wants_x else None, d_source if self.separate and self.wants_shortcut else None, *flat]
 
     def end(self, grad: Tensor, z: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
-        """Return the last unit's ``dy`` and, behind a projection or a shortcut of its own, the shortcut's gradient."""
+        """Return the last unit's ``dz`` and, behind a projection or a shortcut of its own, the shortcut's gradient."""
         last = len(self.chain.units) - 1
         if isinstance(self.chain.shortcut, Unit):
-            dy, dy_side = self.branches([last, last + 1], grad, z)
-            return dy, None if dy_side is None else self.conv(last + 1, dy_side, self.source)
-        wants_masked = self.chain.shortcut is not None and self.separate and self.wants_shortcut
-        dy, masked = self.branches([last], grad, z, wants_masked, owns_grad=self.chain.pool is not None)
-        if masked is not None and masked.shape != self.source.shape:
-            masked = masked.sum_to_size(self.source.shape)
-        return dy, masked
+            dy, d_source = self.branches([last, last + 1], grad, z)
+            d_source = None if d_source is None else self.conv(last + 1, d_source)
+        else:
+            wants_masked = self.chain.shortcut is not None and self.separate and self.wants_shortcut
+            dy, d_source = self.branches([last], grad, z, wants_masked, owns_grad=self.chain.pool is not None)
+            d_source = self.to_source(d_source)
+        return None if dy is None else self.conv(last, dy), d_source
+
+    def end_without_y(self, grad: Tensor, z: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """Do what :meth:`end` does where the ``y`` of a branch was not kept: ``G`` is written once and read by both."""
+        last = len(self.chain.units) - 1
+        masked, sum_grad = self.k.masked_grad(dense_like(grad, z), z)
+
+        def branch(i: int) -> Tensor | None:
+            if self.y(i).numel() == 0:
+                return self.pointwise_conv_norm(i, masked, sum_grad)
+            dy, _ = self.branches([i], masked, z)
+            return None if dy is None else self.conv(i, dy)
+
+        dz = branch(last)
+        if not isinstance(self.chain.shortcut, Unit):
+            return dz, self.to_source(masked)
+        d_source = branch(last + 1)
+        if d_source is not None and self.separate and d_source.shape != self.source.shape:
+            spread = torch.zeros_like(self.source)
+            self.sample(last + 1, spread).copy_(d_source)
+            d_source = spread
+        return dz, d_source
+
+    def pointwise_conv_norm(self, i: int, masked: Tensor, sum_grad: Tensor) -> Tensor | None:
+        """Keep the gradients of a unit whose ``y`` was not kept, and return its ``dz`` if that is wanted.
+
+        Where the convolution has a stride, ``dz`` is of the pixels that it read.
+        """
+        unit, p, wanted, saved = self.chain.all_units[i], self.parameters[i], self.wanted[i], self.saved[i]
+        gradients = Parameters(None, None, None, _as(sum_grad, p.bias) if wanted.bias else None)
+        dz = None
+        if self.wants_dy(i) or wanted.weight:
+            weight = p.conv_weight if saved.conv_weight is None else saved.conv_weight
+            x, affine, relu = self.raw(i)
+            x = _dense(self.sample(i, x), self.k.channels_last)
+            dz, d_weight, grad_weight = self.k.pointwise_conv_norm_backward(
+                masked, sum_grad, x, affine, relu, weight, self.moments[i], p.weight, unit.eps, self.wants_input[i]
+            )
+            gradients = gradients._replace(
+                conv_weight=_as(d_weight, p.conv_weight) if wanted.conv_weight else None,
+                weight=_as(grad_weight, p.weight) if wanted.weight else None,
+            )
+        self.gradients[i] = gradients
+        return dz if self.wants_input[i] else None
+
+    def to_source(self, masked: Tensor | None) -> Tensor | None:
+        """Return the gradient of an identity shortcut's source, which may have been broadcast, from ``G``."""
+        if masked is None or masked.shape == self.source.shape:
+            return masked
+        return masked.sum_to_size(self.source.shape)
 
     def add_shortcut(self, dx: Tensor, d_source: Tensor | None, grad: Tensor, output: Tensor | None) -> None:
         """Add to ``dx`` what the shortcut from the chain's own input brings back."""
         if d_source is not None:
-            dx.add_(d_source)
+            (dx if d_source.shape == dx.shape else self.sample(len(self.chain.units), dx)).add_(d_source)
         elif self.chain.shortcut == IDENTITY:
-            z = None if output is None else _dense_like(output, dx)
-            self.k.add_masked_(dx, _dense_like(grad, dx), z, self.chain.units[-1].relu)
+            z = None if output is None else dense_like(output, dx)
+            self.k.add_masked_(dx, dense_like(grad, dx), z, self.chain.units[-1].relu)
 
     def norm(self, i: int, dz: Tensor) -> Tensor | None:
         """Return ``dy`` of a unit inside the chain."""
@@ -215,10 +335,10 @@ class _Backward:
         Returns ``dy``, and the second branch's ``dy`` or, where ``wants_masked``, ``G``.  A gradient that nobody else
         holds (``owns_grad``) gives its memory to ``dy``.
         """
-        first, relu = units[0], self.chain.units[units[0]].relu
+        first, relu = units[0], self.chain.all_units[units[0]].relu
         y, affine = self.y(first), self.saved[first].affine
-        side = _dense_like(self.y(units[1]), y) if len(units) == 2 else None
-        grad = _dense_like(grad, y)
+        side = dense_like(self.y(units[1]), y) if len(units) == 2 else None
+        grad = dense_like(grad, y)
         wants_dy = any(map(self.wants_dy, units))
         sums = None
         if any(w.weight or w.bias for w in (self.wanted[i] for i in units)) or (
@@ -254,8 +374,8 @@ class _Backward:
         result: Tensor = coefficients
         return result
 
-    def conv(self, i: int, dy: Tensor, z: Tensor) -> Tensor | None:
-        """Keep the gradients of a unit's convolution, whose input was ``z``, and return ``dz`` if it is wanted."""
+    def conv(self, i: int, dy: Tensor) -> Tensor | None:
+        """Keep the gradients of a unit's convolution and return its ``dz`` if that is wanted."""
         unit, parameters, wanted = self.chain.all_units[i], self.parameters[i], self.wanted[i]
         if unit.conv is None:
             return dy
@@ -266,8 +386,8 @@ class _Backward:
         weight = parameters.conv_weight if cast is None else cast
         dz: Tensor | None
         dz, dw, db = _convolution_backward(
-            dy, z, weight, [weight.shape[0]] if bias else None, stride, padding, dilation, False, (0, 0), groups,
-            [self.wants_input[i], bool(wanted.conv_weight), bool(wanted.conv_bias)],
+            dy, self.z(i), weight, [weight.shape[0]] if bias else None, stride, padding, dilation, False, (0, 0),
+            groups, [self.wants_input[i], bool(wanted.conv_weight), bool(wanted.conv_bias)],
         )  # fmt: skip
         self.gradients[i] = self.gradients[i]._replace(
             conv_weight=_as(dw, parameters.conv_weight) if wanted.conv_weight else None,
@@ -275,11 +395,23 @@ class _Backward:
         )
         return dz if self.wants_input[i] else None
 
+    def sample(self, i: int, x: Tensor) -> Tensor:
+        """Return the pixels of ``x`` that a unit's 1×1 convolution reads, a view."""
+        conv: Any = self.chain.all_units[i].conv
+        return x[:, :, :: conv.stride[0], :: conv.stride[1]]
+
+    def raw(self, i: int) -> Raw:
+        """Return what the input of a unit's convolution is made of."""
+        if i in (0, len(self.chain.units)):
+            return self.x if i == 0 else self.source, None, False
+        return self.y(i - 1), self.saved[i - 1].affine, self.chain.units[i - 1].relu
+
     def z(self, i: int) -> Tensor:
-        """Rebuild what a unit gave the next one's weight gradient, or stand in for it where only its shape is read."""
-        if not self.wanted[i + 1].conv_weight:
-            return self.y(i)
-        z: Tensor = self.k.batch_norm_act(self.y(i), self.saved[i].affine, None, None, self.chain.units[i].relu)
+        """Return the input of a unit's convolution: rebuilt, or stood in for where only its shape is read."""
+        y, affine, relu = self.raw(i)
+        if affine is None or not self.wanted[i].conv_weight:
+            return y
+        z: Tensor = self.k.batch_norm_act(y, affine, None, None, relu)
         return z
 
     def y(self, i: int) -> Tensor:
@@ -319,15 +451,16 @@ def _check_batch(y: Tensor) -> None:
         )
 
 
-def _residual_like(residual: Tensor, y: Tensor) -> Tensor:
-    if residual.dtype == y.dtype and residual.shape == y.shape:
-        return _dense_like(residual, y)
-    if residual.dtype != y.dtype or torch.broadcast_shapes(residual.shape, y.shape) != y.shape:
+def _residual(residual: Tensor, shape: torch.Size, dtype: torch.dtype) -> Tensor:
+    """``residual`` in the shape of what it is added to."""
+    if residual.dtype == dtype and residual.shape == shape:
+        return residual
+    if residual.dtype != dtype or torch.broadcast_shapes(residual.shape, shape) != shape:
         raise ValueError(
-            f"residual must have the dtype and shape of what it is added to, {y.dtype} {tuple(y.shape)}, "
+            f"residual must have the dtype and shape of what it is added to, {dtype} {tuple(shape)}, "
             f"got {residual.dtype} {tuple(residual.shape)}"
         )
-    return _dense_like(residual.expand_as(y), y)
+    return residual.expand(shape)
 
 
 def _as(gradient: Any, parameter: Any) -> Tensor:
@@ -338,15 +471,7 @@ def _as(gradient: Any, parameter: Any) -> Tensor:
 
 def _dense(x: Tensor, channels_last: bool) -> Tensor:
     """``x`` without gaps, in channels_last where the kernels take nothing else."""
-    if channels_last:
-        return x.contiguous(memory_format=torch.channels_last)
-    return x if x.is_contiguous(memory_format=torch.channels_last) else x.contiguous()
-
-
-def _dense_like(x: Tensor, y: Tensor) -> Tensor:
-    """``x`` without gaps and in the memory format of ``y``, which is dense, so that kernels walk both side by side."""
-    if x.stride() == y.stride():
-        return x
-    if y.is_contiguous(memory_format=torch.channels_last):
+    is_channels_last = x.is_contiguous(memory_format=torch.channels_last) or (x.shape[1] > 1 and x.stride(1) == 1)
+    if channels_last or is_channels_last:
         return x.contiguous(memory_format=torch.channels_last)
     return x.contiguous()

@@ -81,13 +81,13 @@ def update_running_stats_(
 
 
 def _forward(chain, x, shortcut, parameters, running) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-    k = ops.kernels(chain.engine, x.device.type, x.dtype)
+    k = ops.kernels(chain.options.engine, x.device.type, x.dtype)
     with _without_autocast(x), _on_device(x):
         return forward(chain, x, shortcut, parameters, running, k)
 
 
 def _backward(chain, grad, x, shortcut, output, parameters, moments, saved, needs_grad) -> list[Tensor | None]:
-    k = ops.kernels(chain.engine, x.device.type, x.dtype)
+    k = ops.kernels(chain.options.engine, x.device.type, x.dtype)
     with _without_autocast(x), _on_device(x):
         return backward(chain, grad, x, shortcut, output, parameters, moments, saved, needs_grad, k)
 
@@ -167,7 +167,7 @@ def _chain_forward(x, shortcut, parameters, running, chain: str):
 
 def _chain_forward_fake(x, shortcut, parameters, running, chain: str):
     parsed = parse_chain(chain)
-    return forward(parsed, x, shortcut, parameters, running, ops.fakes(parsed.engine, x.device.type, x.dtype))
+    return forward(parsed, x, shortcut, parameters, running, ops.fakes(parsed.options.engine, x.device.type, x.dtype))
 
 
 def _chain_backward(grad, x, shortcut, output, parameters, moments, saved, needs_grad, chain: str):
@@ -177,7 +177,7 @@ def _chain_backward(grad, x, shortcut, output, parameters, moments, saved, needs
 
 def _chain_backward_fake(grad, x, shortcut, output, parameters, moments, saved, needs_grad, chain: str):
     parsed = parse_chain(chain)
-    k = ops.fakes(parsed.engine, x.device.type, x.dtype)
+    k = ops.fakes(parsed.options.engine, x.device.type, x.dtype)
     gradients = backward(parsed, grad, x, shortcut, output, parameters, moments, saved, needs_grad, k)
     return [gradient for gradient in gradients if gradient is not None]
 
@@ -221,7 +221,8 @@ torch.library.register_autograd("fused_resnet::chain_backward", _refuse, lib=lib
 
 @register_flop_formula(torch.ops.fused_resnet.chain_forward, get_raw=True)
 def _chain_forward_flop(x, shortcut, parameters, running, chain: str, *, out_val, **_) -> int:
-    return sum(_conv_flops(parse_chain(chain), x, parameters, out_val[2]))
+    output, _, saved = out_val
+    return sum(_conv_flops(parse_chain(chain), x, parameters, saved, output))
 
 
 @register_flop_formula(torch.ops.fused_resnet.chain_backward, get_raw=True)
@@ -231,11 +232,18 @@ def _chain_backward_flop(grad, x, shortcut, output, parameters, moments, saved, 
     passes = [
         bool(w.conv_weight) + bool(z) for w, z in zip(wanted, wants_input(parsed, needs_grad, shortcut), strict=True)
     ]
-    return sum(n * flop for n, flop in zip(passes, _conv_flops(parsed, x, parameters, saved), strict=True))
+    flops = _conv_flops(parsed, x, parameters, saved, grad)
+    return sum(n * flop for n, flop in zip(passes, flops, strict=True))
 
 
-def _conv_flops(chain: Chain, x: Tensor, parameters: Sequence[Tensor], saved: Sequence[Tensor]) -> list[int]:
-    """Return the floating-point operations of every unit's convolution: 2·K for each output, K inputs behind it."""
+def _conv_flops(
+    chain: Chain, x: Tensor, parameters: Sequence[Tensor], saved: Sequence[Tensor], output: Tensor
+) -> list[int]:
+    """Return the floating-point operations of every unit's convolution: 2·K for each output, K inputs behind it.
+
+    They are those of the network; what is computed twice to keep less does not count.  A ``y`` that is not kept has
+    the shape of the chain's output.
+    """
     by_unit = split_parameters(chain, parameters)
     units = zip(by_unit, split_saved(chain, x, by_unit, saved), strict=True)
-    return [0 if s.y is None else 2 * s.y.numel() * p.conv_weight[0].numel() for p, s in units]
+    return [0 if s.y is None else 2 * (s.y.numel() or output.numel()) * p.conv_weight[0].numel() for p, s in units]

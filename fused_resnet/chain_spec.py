@@ -46,6 +46,16 @@ class Pool(NamedTuple):
     padding: Pair
 
 
+class Options(NamedTuple):
+    """What :func:`fused_resnet.fuse` was asked for.
+
+    ``engine`` is a name, or ``"auto"``; ``memory`` is ``"fast"``, or ``"lean"`` to keep less where that costs time.
+    """
+
+    engine: str
+    memory: str
+
+
 @dataclass(frozen=True)
 class Chain:
     """What a chain computes.
@@ -58,14 +68,14 @@ class Chain:
         None, :data:`IDENTITY`, or the unit of a projection (conv → batch norm, no ReLU).
     pool
         A max pool behind the last unit, or None.
-    engine
-        Name of the engine, or ``"auto"``.
+    options
+        How it is run, which is nothing to what it computes.
     """
 
     units: tuple[Unit, ...]
     shortcut: Unit | str | None
     pool: Pool | None
-    engine: str
+    options: Options
 
     @functools.cached_property
     def all_units(self) -> tuple[Unit, ...]:
@@ -92,10 +102,10 @@ def make_chain(signature: tuple[Any, ...]) -> Chain:
 
     ``eps`` is there as ``float.hex`` writes it: exact, and a constant also where floats are traced as symbols.
     """
-    units, shortcut, pool, engine = signature
+    units, shortcut, pool, options = signature
     if isinstance(shortcut, tuple):
         shortcut = _make_unit(shortcut)
-    return Chain(tuple(map(_make_unit, units)), shortcut, Pool(*pool) if pool else None, engine)
+    return Chain(tuple(map(_make_unit, units)), shortcut, Pool(*pool) if pool else None, Options(*options))
 
 
 def _make_unit(signature: tuple[Any, ...]) -> Unit:
@@ -119,7 +129,11 @@ class Parameters(NamedTuple):
 
 
 class Saved(NamedTuple):
-    """What a unit keeps for backward; ``y`` is None where the unit has no conv, ``conv_weight`` unless it was cast."""
+    """What a unit keeps for backward.
+
+    ``y`` is None where the unit has no conv, and empty where backward does without; ``conv_weight`` is None unless it
+    was cast.
+    """
 
     y: Tensor | None
     affine: Tensor

@@ -36,7 +36,7 @@ CHAIN_MODULES = (nn.Conv2d, nn.ReLU, nn.MaxPool2d, nn.Identity)
 NORMS = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm, nn.modules.instancenorm._InstanceNorm)
 
 
-def find_plan(module: nn.Module, training: bool, engine: str) -> Plan | str:
+def find_plan(module: nn.Module, training: bool, options: tuple[str, str]) -> Plan | str:
     """Return how to run a module's forward with chains in it, in training or in eval, or why there is no way."""
     leaves = [m for m in module.modules() if is_primitive(m)]
     may_be_whole = all(type(m) in CHAIN_MODULES or is_norm(m) for m in leaves)
@@ -57,7 +57,7 @@ def find_plan(module: nn.Module, training: bool, engine: str) -> Plan | str:
             reason = why_no_match(module)
             continue
         plan = Plan(
-            tuple(match.paths for match in matches), containers, identities, _write_forward(graph, matches), engine
+            tuple(match.paths for match in matches), containers, identities, _write_forward(graph, matches), options
         )
         prepared = prepare(module, plan)
         if not isinstance(prepared, str):

@@ -9,7 +9,19 @@ import torch
 from torch import nn
 
 from fused_resnet import engines, ops
-from fused_resnet.blocks import FUNCTION, ChainPaths, FusedModule, Plan, UnitPaths, fused_class, prepare, stock_class
+from fused_resnet.blocks import (
+    FUNCTION,
+    ChainPaths,
+    FusedModule,
+    Plan,
+    PreparedChain,
+    UnitPaths,
+    fused_class,
+    prepare,
+    stock_class,
+)
+from fused_resnet.chain import keeps_y
+from fused_resnet.chain_spec import make_chain, split_parameters
 from fused_resnet.dataflow import find_plan, is_norm, is_primitive, why_no_match
 from fused_resnet.host_memory import keep_freed_memory
 
@@ -44,7 +56,8 @@ def fuse(
     chain
         What one autograd node spans: ``"block"``; ``"auto"`` chooses (today always the block).
     memory
-        ``"fast"``.  ``"lean"``, which will recompute more in backward, is refused in this version.
+        ``"fast"``, or ``"lean"`` to keep less for backward where that costs time: the raw outputs of the 1×1
+        convolutions at a block's end, wherever their gradients can be had without.
     engine
         ``"auto"``, or the name of one engine, which then must be able to serve (see ``fused-resnet doctor``).
 
@@ -69,9 +82,8 @@ def fuse(
     _check_model(model)
     if chain not in ("auto", "block"):
         raise ValueError(f"chain must be 'auto' or 'block' (one autograd node for each block), got {chain!r}")
-    if memory != "fast":
-        lean = ", which this version cannot do yet" if memory == "lean" else ""
-        raise ValueError(f"memory must be 'fast', got {memory!r}{lean}; use memory='fast'")
+    if memory not in ("fast", "lean"):
+        raise ValueError(f"memory must be 'fast' or 'lean' (keeps less for backward), got {memory!r}")
     engines.check_name(engine)
     for device, dtype in {(p.device.type, p.dtype) for p in model.parameters() if p.is_floating_point()}:
         ops.self_check(device)
@@ -80,7 +92,7 @@ def fuse(
             keep_freed_memory()
     unfuse(model)
     fused = False
-    for _, module, plans in list(_survey(model, engine)):
+    for _, module, plans in list(_survey(model, (engine, memory))):
         if not isinstance(plans, str):
             module.__class__ = fused_class(type(module))  # type: ignore[arg-type]
             vars(module)["_fused"] = plans
@@ -146,7 +158,7 @@ def explain(model: nn.Module) -> Report:
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
     rows: list[Row] = []
-    for name, module, plans in _survey(model, "auto"):
+    for name, module, plans in _survey(model, ("auto", "fast")):
         shown = name or f"({type(model).__name__})"
         plan = plans if isinstance(plans, str) else plans.get(module.training, "it has no plan for this mode")
         chains = plan if isinstance(plan, str) else prepare(module, plan)
@@ -155,8 +167,9 @@ def explain(model: nn.Module) -> Report:
             continue
         for paths, chain in zip(plan.chains, chains, strict=True):
             if isinstance(module, FusedModule):
-                engine = _serving_engine(plan.engine, chain.parameters)
-                rows.append(Row(shown, _describe(paths), engine, _copies(engine, chain.parameters)))
+                engine = _serving_engine(plan.options[0], chain.parameters)
+                notes = (_not_kept(paths, chain, engine), _copies(engine, chain.parameters))
+                rows.append(Row(shown, _describe(paths), engine, "; ".join(filter(None, notes))))
             else:
                 rows.append(Row(shown, None, "", f"not fused: {_describe(paths)} can be"))
         fused = {path for paths in plan.chains for path in paths.modules}
@@ -174,6 +187,18 @@ def _serving_engine(engine: str, parameters: list[torch.Tensor]) -> str:
         return engines.choose(engine, weight.device.type, weight.dtype)
     except engines.EngineError as error:
         return str(error)
+
+
+def _not_kept(paths: ChainPaths, prepared: PreparedChain, engine: str) -> str:
+    """Name the convolutions whose raw output backward does without."""
+    chain = make_chain(prepared.signature)
+    parameters = split_parameters(chain, prepared.parameters)
+    names = [
+        ".".join(path.conv)
+        for i, path in enumerate((*paths.units, paths.shortcut))
+        if isinstance(path, UnitPaths) and path.conv and not keeps_y(chain, i, parameters[i].conv_weight, engine)
+    ]
+    return f"{' and '.join(names)} not kept" if names else ""
 
 
 def _copies(engine: str, parameters: list[torch.Tensor]) -> str:
@@ -214,7 +239,7 @@ def _check_model(model: Any) -> None:
             )
 
 
-def _survey(model: nn.Module, engine: str) -> Iterator[tuple[str, nn.Module, dict[bool, Plan] | str]]:
+def _survey(model: nn.Module, options: tuple[str, str]) -> Iterator[tuple[str, nn.Module, dict[bool, Plan] | str]]:
     """Yield, top down, (name, module, plans or why not) for every module that has chains, or norms and no chains."""
     in_chains: set[str] = set()
     for name, module in model.named_modules():
@@ -222,7 +247,8 @@ def _survey(model: nn.Module, engine: str) -> Iterator[tuple[str, nn.Module, dic
         inside = name in in_chains or (name and any(path.startswith(prefix) for path in in_chains))
         if inside or is_primitive(module) or not any(True for _ in module.children()):
             continue
-        plans = module._fused if isinstance(module, FusedModule) and "_fused" in vars(module) else _plan(module, engine)
+        fused = isinstance(module, FusedModule) and "_fused" in vars(module)
+        plans = module._fused if fused else _plan(module, options)
         if not isinstance(plans, str):
             yield name, module, plans
             in_chains |= {prefix + ".".join(p) for plan in plans.values() for c in plan.chains for p in c.modules}
@@ -230,12 +256,12 @@ def _survey(model: nn.Module, engine: str) -> Iterator[tuple[str, nn.Module, dic
             yield name, module, plans
 
 
-def _plan(module: nn.Module, engine: str) -> dict[bool, Plan] | str:
+def _plan(module: nn.Module, options: tuple[str, str]) -> dict[bool, Plan] | str:
     """Return a module's plans for training and eval, or why it has none."""
     if "forward" in vars(module):
         return "it has a forward of its own"
     if type(module).forward is nn.Module.forward:
         return "it has no forward"
-    found = {training: find_plan(module, training, engine) for training in (True, False)}
+    found = {training: find_plan(module, training, options) for training in (True, False)}
     plans = {training: plan for training, plan in found.items() if isinstance(plan, Plan)}
     return plans or str(found[True])

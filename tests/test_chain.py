@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 import fused_resnet
+from fused_resnet.ops.pointwise_conv_norm import config
 from tests.accuracy import assert_as_accurate_as_stock, assert_fused_is_as_accurate_as_stock, gradient_for, record
 
 
@@ -77,6 +78,7 @@ CHAINS = {
     "five units": lambda: nn.Sequential(
         *itertools.chain(*((nn.Conv2d(16, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU()) for _ in range(5)))
     ),
+    "wide, stride 2": lambda: Block(12, (24, 24, 96), (1, 3, 1), stride=2),
     "pre-activation": PreActivation,
     "stem": lambda: Stem(nn.MaxPool2d(3, 2, 1)),
     "stem, pool 2x3": lambda: Stem(nn.MaxPool2d((2, 3), (1, 2), (1, 0))),
@@ -282,7 +284,8 @@ def convolution_backwards(model: nn.Module, x: Tensor) -> list[list[bool]]:
     return masks
 
 
-def test_no_gradient_is_computed_that_nobody_wants():
+def test_no_gradient_is_computed_that_nobody_wants(monkeypatch):
+    monkeypatch.setattr(config, "FAST", {})  # the products of a y that is not kept are others
     for freeze in FREEZES:
         model = make("bottleneck, stride 2")
         FREEZES[freeze](model)
@@ -293,7 +296,20 @@ def test_no_gradient_is_computed_that_nobody_wants():
         assert sorted(convolution_backwards(fused_resnet.fuse(model), x)) == sorted(stock), freeze
 
 
-@pytest.mark.parametrize("name", ["basic", "bottleneck, stride 2", "stem", "pre-activation"])
+def test_a_frozen_end_computes_no_product():
+    model = make("bottleneck, stride 2")
+    for path in ("body.6", "body.7", "project"):
+        for parameter in model.get_submodule(path).parameters():
+            parameter.requires_grad_(False)
+    for parameter in model.body[:6].parameters():
+        parameter.requires_grad_(False)
+    model.body[7].bias.requires_grad_(True)  # its gradient is a sum
+    assert convolution_backwards(fused_resnet.fuse(model), images(model)) == []
+    model.body[7].weight.requires_grad_(True)
+    assert convolution_backwards(model, images(model)) == [[False, True, False]] * 2
+
+
+@pytest.mark.parametrize("name", ["basic", "bottleneck", "bottleneck, stride 2", "stem", "pre-activation"])
 def test_backward_can_run_twice(name):
     model = fused_resnet.fuse(make(name))
     z = model(images(model).requires_grad_())
@@ -340,6 +356,31 @@ def test_activation_checkpointing_gives_stocks_gradients(reentrant):
     x = images(model)
     exact, stock = run(copy.deepcopy(model).double(), x.double()), run(copy.deepcopy(model), x)
     assert_as_accurate_as_stock(run(fused_resnet.fuse(model), x), stock, exact)
+
+
+@pytest.mark.parametrize("autocast", [None, torch.bfloat16], ids=["fp32", "autocast-bf16"])
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format], ids=["channels_last", "contiguous"])
+@pytest.mark.parametrize("outputs", ["kept", "not kept"])
+@pytest.mark.parametrize("name", ["bottleneck", "bottleneck, projection", "bottleneck, stride 2", "wide, stride 2"])
+def test_the_end_of_a_block_is_as_accurate_as_stock_with_and_without_its_outputs(
+    name, outputs, layout, autocast, monkeypatch
+):
+    monkeypatch.setattr(config, "FAST", {"cpu": 64 if outputs == "not kept" else 0})
+    model = make(name, clear=autocast is not None)
+    draws = [images(model, layout=layout, seed=seed) for seed in range(7 if autocast else 1)]
+    assert_fused_is_as_accurate_as_stock(model, *draws, autocast=autocast)
+
+
+def test_a_lean_block_is_as_accurate_as_stock_and_keeps_less():
+    torch.manual_seed(0)
+    model = Block(72, (72, 72, 288), (1, 3, 1), stride=2)
+    x = images(model)
+    fast, lean = (assert_fused_is_as_accurate_as_stock(model, x, memory=memory) for memory in ("fast", "lean"))
+    assert [row.reason for row in fused_resnet.explain(fast).fused] == [""]
+    assert [row.reason for row in fused_resnet.explain(lean).fused] == ["body.6 and project.0 not kept"]
+    kept, kept_lean = ([t.shape for t in kept_for_backward(m, x).values() if t.dim() == 4] for m in (fast, lean))
+    wide = torch.Size((4, 288, 6, 6))
+    assert (kept.count(wide), kept_lean.count(wide)) == (3, 1)  # its own output, and the two in front of the add
 
 
 # ---- what is kept ----------------------------------------------------------------------------------------------------

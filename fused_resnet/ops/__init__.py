@@ -22,6 +22,7 @@ import torch
 from fused_resnet import engines
 from fused_resnet.ops import batch_norm_act, batch_norm_act_pool
 from fused_resnet.ops.library import library
+from fused_resnet.ops.pointwise_conv_norm import composed
 
 FOLDERS = (batch_norm_act, batch_norm_act_pool)
 
@@ -37,34 +38,35 @@ for _folder in FOLDERS:
 def kernels(engine: str, device_type: str, dtype: torch.dtype) -> SimpleNamespace:
     """Return every operation as a function, by name, in the engine that serves ``dtype`` on ``device_type``.
 
-    ``channels_last`` says whether they take activations in that memory format only.
+    ``engine`` names it, and ``channels_last`` says whether it takes activations in that memory format only.
     """
     served = engines.choose(engine, device_type, dtype)
     if served == "reference":
-        return gather(batch_norm_act.reference, batch_norm_act_pool.reference, channels_last=False)
+        return gather(served, batch_norm_act.reference, batch_norm_act_pool.reference)
     if served == "cpu":
         return fakes(engine, device_type, dtype)
     if served == "triton":
-        return gather(triton_kernels(batch_norm_act), triton_kernels(batch_norm_act_pool), channels_last=True)
+        return gather(served, triton_kernels(batch_norm_act), triton_kernels(batch_norm_act_pool))
     pool = batch_norm_act_pool.reference if engines.load_triton() else triton_kernels(batch_norm_act_pool)
-    return gather(dispatched(batch_norm_act), pool, channels_last=True)
+    return gather(served, dispatched(batch_norm_act), pool)
 
 
 @functools.cache
 def fakes(engine: str, device_type: str, dtype: torch.dtype) -> SimpleNamespace:
     """Return what :func:`kernels` does as torch's dispatcher knows it, which for fake tensors gives shapes alone."""
-    channels_last = engines.choose(engine, device_type, dtype) in engines.GPU_NAMES
-    return gather(dispatched(batch_norm_act), dispatched(batch_norm_act_pool), channels_last=channels_last)
+    served = engines.choose(engine, device_type, dtype)
+    return gather(served, dispatched(batch_norm_act), dispatched(batch_norm_act_pool))
 
 
-def gather(*sources: Any, channels_last: bool) -> SimpleNamespace:
-    """Gather the operations of every folder of :data:`FOLDERS` from one source each."""
+def gather(engine: str, *sources: Any) -> SimpleNamespace:
+    """Gather an engine's operations, those of every folder of :data:`FOLDERS` from one source each."""
     found = {
         name: getattr(source, name)
         for folder, source in zip(FOLDERS, sources, strict=True)
         for name in folder.OPERATIONS
     }
-    return SimpleNamespace(**found, channels_last=channels_last)
+    found |= vars(composed.operations(SimpleNamespace(**found)))
+    return SimpleNamespace(**found, engine=engine, channels_last=engine in engines.GPU_NAMES)
 
 
 def triton_kernels(folder: Any) -> Any:
@@ -124,11 +126,13 @@ def _first_wrong(k: SimpleNamespace, device: str, dtypes: tuple[torch.dtype, ...
             "batch_norm_stats": (x, weight, bias, 1e-5),
             "batch_norm_affine": (moments, weight, bias, 1e-5),
             "batch_norm_act": (x, affine, residual, affine, True),
+            "batch_norm_act_": (x, affine, residual, affine, True),
             "batch_norm_act_reduce": (grad, x, moments, affine, z, residual, moments, True),
             "batch_norm_coefficients": (sums, 0, moments, weight, 1e-5, x.numel() // channels, True),
             "batch_norm_act_backward": (grad, x, affine, coefficients, None, None, None, True, True),
             "batch_norm_act_backward_": (grad, x, affine, coefficients, None, True),
             "update_running_stats_": ([affine[0]], [affine[1]], [], [moments], 0.1),
+            "masked_grad": (grad, z),
             "add_masked_": (x, grad, z, True),
             "batch_norm_act_pool": (x, affine, True, [3, 3], [2, 2], [1, 1]),
             "max_pool_backward": (pooled, index, [5, 7], [3, 3], [2, 2], [1, 1]),

@@ -8,3 +8,12 @@ library = torch.library.Library("fused_resnet", "DEF")
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
     """Return the dtype of per-channel statistics and coefficients: float32, or float64 for float64 activations."""
     return torch.float64 if dtype is torch.float64 else torch.float32
+
+
+def dense_like(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """Return ``x`` without gaps and in the memory format of ``y``, which is dense, for kernels that walk both."""
+    if x.stride() == y.stride():
+        return x
+    if y.is_contiguous(memory_format=torch.channels_last):
+        return x.contiguous(memory_format=torch.channels_last)
+    return x.contiguous()

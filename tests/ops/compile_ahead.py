@@ -115,7 +115,7 @@ def main(capability: int, dtype: torch.dtype, all_channels: list[int]) -> None:
         compiled[kernel.hash] = kernel
 
     jit.JITFunction.run = compile_only
-    k = ops.gather(*map(ops.triton_kernels, (batch_norm_act, batch_norm_act_pool)), channels_last=True)
+    k = ops.gather("triton", *map(ops.triton_kernels, (batch_norm_act, batch_norm_act_pool)))
     for channels in all_channels:
         compiled.clear()
         launches(k, dtype, channels)

@@ -117,6 +117,23 @@ def test_apply_equals_the_reference(dtype, memory_format, shape, relu, branch):
     z = ops.batch_norm_act(*arguments)
     assert z.stride() == p.x.stride()
     assert_close(z, reference.batch_norm_act(*arguments))
+    in_place = p.x.clone()
+    ops.batch_norm_act_(in_place, *arguments[1:])
+    assert torch.equal(in_place, z)
+
+
+@each_shape
+@each_format
+@each_dtype
+def test_the_masked_gradient_and_its_sum_equal_the_reference(dtype, memory_format, shape):
+    p = problem(shape, dtype, memory_format)
+    z = p.x.relu()
+    z[0, 0, 0, 0] = torch.nan  # where it passes, as in stock
+    masked, sums = ops.masked_grad(p.grad, z)
+    expected, _ = reference.masked_grad(p.grad, z)
+    assert torch.equal(masked, expected)
+    assert masked.stride() == p.grad.stride()
+    assert_close(sums, expected.double().sum((0, 2, 3)).to(sums.dtype), ulps_of_a_sum(dtype, p.count))
 
 
 @pytest.mark.parametrize("write_masked", [True, False], ids=["masked", "dx only"])

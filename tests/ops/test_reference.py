@@ -145,6 +145,7 @@ def test_fakes_have_the_references_shapes_dtypes_and_strides(x, layout, dtype):
         "batch_norm_stats": [(x, None, None, EPS), (x, affine[0], affine[1], EPS)],
         "batch_norm_affine": [(moments, None, None, EPS), (moments, affine[0], affine[1], EPS)],
         "batch_norm_act": [(x, affine, None, None, True), (x, affine, x, None, False), (x, affine, x, affine, True)],
+        "batch_norm_act_": [(x.clone(), affine, None, None, True), (x.clone(), affine, x, affine, True)],
         "batch_norm_act_reduce": [
             (grad, x, moments, affine, None, None, None, True),
             (grad, x, moments, affine, x, x.clone(), moments, False),
@@ -159,6 +160,7 @@ def test_fakes_have_the_references_shapes_dtypes_and_strides(x, layout, dtype):
             ([moments[0].clone()], [moments[1].clone()], [torch.tensor(3)], [moments], momentum)
             for momentum in (0.1, None)
         ],
+        "masked_grad": [(grad, x)],
         "add_masked_": [(x.clone(), grad, x, True), (x.clone(), grad, None, False)],
         "batch_norm_act_pool": [(x, affine, True, *POOLS[0])],
         "max_pool_backward": [(torch.ones_like(z), index, list(x.shape[2:]), *POOLS[0])],

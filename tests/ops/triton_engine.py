@@ -33,4 +33,4 @@ def triton_kernels(monkeypatch) -> SimpleNamespace:
 
     monkeypatch.setattr(interpreter.InterpreterBuilder, "cast_impl", rounding_cast)
     sources = [ops.triton_kernels(folder) for folder in (batch_norm_act, batch_norm_act_pool)]
-    return ops.gather(*sources, channels_last=True)
+    return ops.gather("triton", *sources)

@@ -22,9 +22,7 @@ def _fake_act(x: Tensor, affine: Tensor, residual: Tensor | None, residual_affin
     return torch.empty_like(x)
 
 
-def _fake_act_(
-    x: Tensor, affine: Tensor, residual: Tensor | None, residual_affine: Tensor | None, relu: bool
-) -> None:
+def _fake_act_(x: Tensor, affine: Tensor, residual: Tensor | None, residual_affine: Tensor | None, relu: bool) -> None:
     return None
 
 

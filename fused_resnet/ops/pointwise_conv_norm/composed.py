@@ -79,6 +79,7 @@ def operations(k: Any) -> SimpleNamespace:
 def _weight_gradient(grad: Tensor, u: Tensor) -> Tensor:
     """Return ``gradᵀ·u`` over all pixels, [N, K]: the weight gradient of a 1×1 convolution."""
     weight = grad.new_empty(grad.shape[1], u.shape[1], 1, 1)
+    gradient: Tensor
     _, gradient, _ = _convolution_backward(
         grad, u, weight, None, (1, 1), (0, 0), (1, 1), False, (0, 0), 1, [False, True, False]
     )
