@@ -9,9 +9,7 @@ from torch import Tensor, nn
 
 from fused_resnet import models
 from fused_resnet.bench.accuracy import GRADIENT, OUTPUT, STATISTIC, Result
-from fused_resnet.bench.peers import DTYPES, EXACT_PEER, Peer, compiled
-from fused_resnet.bench.rows import FUSED
-from fused_resnet.surgery import fuse
+from fused_resnet.bench.peers import DTYPES, EXACT_PEER, Peer, compiled, fused
 
 RESIDUAL_BLOCKS = (models.BasicBlock, models.Bottleneck)
 
@@ -85,8 +83,7 @@ class BlockStep:
     def __init__(self, block: nn.Module, x: Tensor, grad: Tensor, peer: Peer) -> None:
         exact = peer == EXACT_PEER
         block = copy.deepcopy(block).to(torch.float64 if exact else torch.float32)
-        if peer.name == FUSED:
-            fuse(block, engine=peer.engine)
+        fused(peer, block)
         self.block, self.autocast = block, x.dtype != torch.float32 and not exact
         self.x, self.grad = ((tensor.double() if exact else tensor).detach().clone() for tensor in (x, grad))
         self.x.requires_grad_()

@@ -10,9 +10,7 @@ from torch import Tensor, nn
 from fused_resnet import models
 from fused_resnet.bench.accuracy import GRADIENT, OUTPUT, STATISTIC, Result
 from fused_resnet.bench.graphs import capture
-from fused_resnet.bench.peers import DTYPES, EXACT_PEER, TIMM, Peer, compiled
-from fused_resnet.bench.rows import FUSED
-from fused_resnet.surgery import fuse
+from fused_resnet.bench.peers import DTYPES, EXACT_PEER, TIMM, Peer, compiled, fused
 
 MODES = ("train", "eval")
 CLASSES = 1000
@@ -72,8 +70,7 @@ class NetworkStep:
         self.model = make_network(workload, peer).to(workload.device, dtype)
         self.model = self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.model.train(workload.mode == "train")
-        if peer.name == FUSED:
-            fuse(self.model, engine=peer.engine)
+        fused(peer, self.model)
         self._call: Callable[[Tensor], Tensor] = compiled(peer, self.model, graphed=workload.graphed)
 
         torch.manual_seed(1)  # of the images and the labels: the same for every peer

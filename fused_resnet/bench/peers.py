@@ -1,4 +1,4 @@
-"""Who is compared: stock PyTorch, eagerly and compiled, this package, and timm.
+"""Who is compared: stock PyTorch, eagerly and compiled, this package, fast and lean, and timm.
 
 All get the same random inputs, weights and settings, channels_last; ``exact`` is stock in float64 and is never timed.
 """
@@ -7,14 +7,16 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
+from torch import nn
 
 from fused_resnet.bench.rows import FUSED, STOCK
+from fused_resnet.surgery import fuse
 
-COMPILED, MAX_AUTOTUNE, TIMM = "compile", "compile-max-autotune", "timm"
+LEAN, COMPILED, MAX_AUTOTUNE, TIMM = "lean", "compile", "compile-max-autotune", "timm"
 COMPILING = (COMPILED, MAX_AUTOTUNE)
 
 # what --peers takes; stock is always measured, since all are compared with it
-NAMES = (STOCK, FUSED, COMPILED, MAX_AUTOTUNE, TIMM)
+NAMES = (STOCK, FUSED, LEAN, COMPILED, MAX_AUTOTUNE, TIMM)
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -38,6 +40,14 @@ class Peer(NamedTuple):
 
 
 STOCK_PEER, EXACT_PEER = Peer(STOCK), Peer("exact")
+
+
+def fused(peer: Peer, module: nn.Module) -> None:
+    """Fuse a module for the peers that are this package: fast, or with ``memory="lean"``."""
+    if peer.name == FUSED:
+        fuse(module, engine=peer.engine)
+    elif peer.name == LEAN:
+        fuse(module, memory="lean")
 
 
 def compiled(peer: Peer, function: Callable[..., Any], *, graphed: bool = False) -> Callable[..., Any]:

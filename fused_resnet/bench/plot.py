@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from typing import BinaryIO
 
-from fused_resnet.bench.peers import COMPILED, MAX_AUTOTUNE, TIMM
+from fused_resnet.bench.peers import COMPILED, LEAN, MAX_AUTOTUNE, TIMM
 from fused_resnet.bench.rows import FUSED, STOCK, Row
 
-COLORS = {FUSED: "#1f5fbf", COMPILED: "#8a8f98", MAX_AUTOTUNE: "#5c6066", TIMM: "#c9a227"}
+COLORS = {FUSED: "#1f5fbf", LEAN: "#2a9d8f", COMPILED: "#8a8f98", MAX_AUTOTUNE: "#5c6066", TIMM: "#c9a227"}
 
 DRAWN = ("op", "block", "model", "memory")
 
