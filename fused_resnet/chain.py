@@ -25,6 +25,7 @@ from fused_resnet.chain_spec import (
     IDENTITY,
     Chain,
     Conv,
+    Padded,
     Parameters,
     Unit,
     split_parameters,
@@ -108,7 +109,11 @@ def forward(
     residual, residual_affine = x if shortcut is None else shortcut, None
     if isinstance(chain.shortcut, Unit):
         residual, residual_affine = conv_norm(chain.shortcut, by_unit[-1], weights[-1], residual)
-    output = k.batch_norm_act(y, affine, _residual_like(residual, y), residual_affine, unit.relu)
+    if isinstance(chain.shortcut, Padded):
+        residual = chain.shortcut.pixels(residual)
+    _, before, after = chain.padded
+    residual = _residual_like(residual, y, before + after)
+    output = k.batch_norm_act(y, affine, residual, residual_affine, unit.relu, before)
     return output, moments, saved
 
 
@@ -179,21 +184,35 @@ class _Backward:
         return [dx if self.wants_x else None, d_source if self.separate and self.wants_shortcut else None, *flat]
 
     def end(self, grad: Tensor, z: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
-        """Return the last unit's ``dy`` and, behind a projection or a shortcut of its own, the shortcut's gradient."""
+        """Return the last unit's ``dy`` and, where the shortcut is more than the chain's own input, its gradient."""
         last = len(self.chain.units) - 1
         if isinstance(self.chain.shortcut, Unit):
             dy, dy_side = self.branches([last, last + 1], grad, z)
             return dy, None if dy_side is None else self.conv(last + 1, dy_side, self.source)
-        wants_masked = self.chain.shortcut is not None and self.separate and self.wants_shortcut
+        is_padded = isinstance(self.chain.shortcut, Padded)
+        wants_masked = self.wants_shortcut if self.separate else is_padded and self.wants_x
+        wants_masked = wants_masked and self.chain.shortcut is not None
         dy, masked = self.branches([last], grad, z, wants_masked, owns_grad=self.chain.pool is not None)
+        if masked is not None and is_padded:
+            return dy, self.pixels_gradient(masked)
         if masked is not None and masked.shape != self.source.shape:
             masked = masked.sum_to_size(self.source.shape)
         return dy, masked
 
+    def pixels_gradient(self, masked: Tensor) -> Tensor:
+        """Return the gradient of the pixels that a padded shortcut takes; of all, where its source is not ``x``."""
+        padded = self.chain.padded
+        masked = masked.sum_to_size(padded.pixels(self.source).shape)
+        if not self.separate or masked.shape == self.source.shape:
+            return masked
+        d_source = torch.zeros_like(self.source)
+        padded.pixels(d_source).copy_(masked)
+        return d_source
+
     def add_shortcut(self, dx: Tensor, d_source: Tensor | None, grad: Tensor, output: Tensor | None) -> None:
         """Add to ``dx`` what the shortcut from the chain's own input brings back."""
         if d_source is not None:
-            dx.add_(d_source)
+            (self.chain.shortcut.pixels(dx) if isinstance(self.chain.shortcut, Padded) else dx).add_(d_source)
         elif self.chain.shortcut == IDENTITY:
             z = None if output is None else _dense_like(output, dx)
             self.k.add_masked_(dx, _dense_like(grad, dx), z, self.chain.units[-1].relu)
@@ -234,8 +253,10 @@ class _Backward:
             self.k.batch_norm_act_backward_(grad, y, affine, coefficients[0], z, relu)
             return grad, None
         side_coefficients = coefficients[1] if side is not None else None
+        _, before, after = self.chain.padded
+        masked_channels = y.shape[1] - before - after if wants_masked else 0
         dy, second = self.k.batch_norm_act_backward(
-            grad, y, affine, coefficients[0], z, side, side_coefficients, relu, wants_masked
+            grad, y, affine, coefficients[0], z, side, side_coefficients, relu, masked_channels, before
         )
         return dy, second if side is not None or wants_masked else None
 
@@ -319,15 +340,18 @@ def _check_batch(y: Tensor) -> None:
         )
 
 
-def _residual_like(residual: Tensor, y: Tensor) -> Tensor:
-    if residual.dtype == y.dtype and residual.shape == y.shape:
-        return _dense_like(residual, y)
-    if residual.dtype != y.dtype or torch.broadcast_shapes(residual.shape, y.shape) != y.shape:
+def _residual_like(residual: Tensor, y: Tensor, padding: int) -> Tensor:
+    """Return what is added to ``y``, dense; where it is padded, it has that many channels less."""
+    shape = torch.Size((y.shape[0], y.shape[1] - padding, *y.shape[2:])) if padding else y.shape
+    if residual.dtype == y.dtype and residual.shape == shape:
+        return _in_format_of(residual, y) if padding else _dense_like(residual, y)
+    fits = torch.broadcast_shapes(residual.shape, shape) == shape and not (padding and residual.shape[1] != shape[1])
+    if residual.dtype != y.dtype or not fits:
         raise ValueError(
-            f"residual must have the dtype and shape of what it is added to, {y.dtype} {tuple(y.shape)}, "
+            f"residual must have the dtype and shape of what it is added to, {y.dtype} {tuple(shape)}, "
             f"got {residual.dtype} {tuple(residual.shape)}"
         )
-    return _dense_like(residual.expand_as(y), y)
+    return _residual_like(residual.expand(shape), y, padding)
 
 
 def _as(gradient: Any, parameter: Any) -> Tensor:
@@ -345,8 +369,10 @@ def _dense(x: Tensor, channels_last: bool) -> Tensor:
 
 def _dense_like(x: Tensor, y: Tensor) -> Tensor:
     """``x`` without gaps and in the memory format of ``y``, which is dense, so that kernels walk both side by side."""
-    if x.stride() == y.stride():
-        return x
+    return x if x.stride() == y.stride() else _in_format_of(x, y)
+
+
+def _in_format_of(x: Tensor, y: Tensor) -> Tensor:
     if y.is_contiguous(memory_format=torch.channels_last):
         return x.contiguous(memory_format=torch.channels_last)
     return x.contiguous()
