@@ -10,6 +10,7 @@ from torch import nn
 
 from fused_resnet import engines, ops
 from fused_resnet.blocks import FUNCTION, ChainPaths, FusedModule, Plan, UnitPaths, fused_class, prepare, stock_class
+from fused_resnet.chain_spec import Padded
 from fused_resnet.dataflow import find_plan, is_norm, is_primitive, why_no_match
 from fused_resnet.host_memory import keep_freed_memory
 
@@ -193,6 +194,9 @@ def _describe(paths: ChainPaths) -> str:
     words = [word for u in inner for word in unit(u)] + unit(last._replace(act=None))
     if isinstance(paths.shortcut, UnitPaths):
         words.append(f"+ ({' '.join(unit(paths.shortcut))})")
+    elif isinstance(paths.shortcut, Padded):
+        (rows, columns), before, after = paths.shortcut
+        words.append(f"+ pad(x[:, :, ::{rows}, ::{columns}], {before}, {after})")
     elif paths.shortcut is not None:
         words.append("+ x")
     words += unit(last)[len(unit(last._replace(act=None))) :]
