@@ -97,9 +97,7 @@ def parts(device: torch.device) -> dict[str, tuple[Step, ...]]:
         ),
         "networks": (
             bench("model", f"model --peers fused compile {both}", 240, models="resnet50 resnet18"),
-            bench(
-                "model-graph", f"model --peers fused compile {both}", 200, models="resnet50 resnet18", graph=True
-            ),
+            bench("model-graph", f"model --peers fused compile {both}", 200, models="resnet50 resnet18", graph=True),
             bench("memory", "memory --peers fused lean compile --dtype bf16", 100, models="resnet50 resnet18"),
             bench("profile", "profile --peers fused compile --dtype bf16", 100, models="resnet50"),
             bench("max-autotune", "model --peers fused compile-max-autotune --dtype bf16", 240, models="resnet50"),

@@ -196,9 +196,11 @@ class Arguments : public ChannelArguments {
 
   // Another activation, element for element beside the first.
   void check_like(const char* name, const Tensor& t) const { check_like(name, t, anchor_.scalar_type()); }
-  void check_like(const char* name, const Tensor& t, ScalarType dtype) const {
-    if (sizes_of(t) != sizes()) {
-      fail(name, std::string("the shape of ") + name_ + ", " + to_string(sizes()), to_string(sizes_of(t)));
+  void check_like(const char* name, const Tensor& t, ScalarType dtype) const { check_like(name, t, dtype, sizes()); }
+  void check_like(const char* name, const Tensor& t, ScalarType dtype, const Sizes& wanted) const {
+    if (sizes_of(t) != wanted) {
+      const char* part = wanted == sizes() ? ", " : " with fewer channels, ";
+      fail(name, std::string("the shape of ") + name_ + part + to_string(wanted), to_string(sizes_of(t)));
     }
     if (t.scalar_type() != dtype) {
       fail(name, std::string("dtype ") + torch::headeronly::toString(dtype),
@@ -209,6 +211,18 @@ class Arguments : public ChannelArguments {
            describe_strides(t));
     }
     check_device(name, t);
+  }
+
+  // One that may have fewer channels, the first of which is channel `first` of the arguments.
+  void check_part(const char* name, const Tensor& t, const char* first_name, int64_t first) const {
+    Sizes wanted = sizes();
+    if (t.dim() == 4 && t.size(1) != 0) wanted[1] = std::min(wanted[1], t.size(1));
+    check_like(name, t, anchor_.scalar_type(), wanted);
+    check_value(first_name, first, channels_ - wanted[1]);
+  }
+
+  void check_value(const char* name, int64_t value, int64_t most) const {
+    if (value < 0 || value > most) fail(name, "a value from 0 to " + std::to_string(most), std::to_string(value));
   }
 
   // A per-channel tensor that has to be there exactly where `partner` is.
@@ -266,6 +280,14 @@ inline Tensor empty_image(const Arguments& arguments, const Sizes& s, ScalarType
   const Sizes strides = arguments.channels_last() ? Sizes{s[1] * s[2] * s[3], 1, s[3] * s[1], s[1]}
                                                   : Sizes{s[1] * s[2] * s[3], s[2] * s[3], s[3], 1};
   return empty(arguments.anchor(), s, strides, dtype);
+}
+
+// As `t`, one of the arguments, is, with the first `channels` of its channels.
+inline Tensor empty_part(const Arguments& arguments, const Tensor& t, int64_t channels) {
+  if (channels == arguments.channels()) return empty_beside(t);
+  Sizes sizes = arguments.sizes();
+  sizes[1] = channels;
+  return empty_image(arguments, sizes, t.scalar_type());
 }
 
 // [rows, C] of accumulators.

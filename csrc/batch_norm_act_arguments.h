@@ -11,9 +11,14 @@ inline int64_t coefficient_rows(const OptionalTensor& t) {
 }
 
 inline void check_batch_norm_act(const Arguments& arguments, const Tensor& affine, const OptionalTensor& residual,
-                                 const OptionalTensor& residual_affine) {
+                                 const OptionalTensor& residual_affine, int64_t residual_channel) {
   arguments.check_channels("affine", affine, 2);
-  if (residual.has_value()) arguments.check_like("residual", *residual);
+  if (residual.has_value() && !residual_affine.has_value()) {
+    arguments.check_part("residual", *residual, "residual_channel", residual_channel);
+  } else {
+    if (residual.has_value()) arguments.check_like("residual", *residual);
+    arguments.check_value("residual_channel", residual_channel, 0);
+  }
   if (residual_affine.has_value()) arguments.check_partner("residual_affine", residual_affine, 2, "residual", residual);
 }
 
@@ -36,7 +41,8 @@ inline void check_sums(const ChannelArguments& arguments, const Tensor& sums, in
 
 inline void check_backward(const Arguments& arguments, const Tensor& grad, const Tensor& affine,
                            const Tensor& coefficients, const OptionalTensor& z, const OptionalTensor& residual,
-                           const OptionalTensor& residual_coefficients) {
+                           const OptionalTensor& residual_coefficients, int64_t masked_channels = 0,
+                           int64_t masked_channel = 0) {
   arguments.check_like("grad", grad);
   arguments.check_channels("affine", affine, 2);
   arguments.check_channels("coefficients", coefficients, coefficient_rows(coefficients));
@@ -44,6 +50,8 @@ inline void check_backward(const Arguments& arguments, const Tensor& grad, const
   if (residual.has_value()) arguments.check_like("residual", *residual);
   arguments.check_partner("residual_coefficients", residual_coefficients, coefficient_rows(residual_coefficients),
                           "residual", residual);
+  arguments.check_value("masked_channels", masked_channels, arguments.channels());
+  arguments.check_value("masked_channel", masked_channel, arguments.channels() - masked_channels);
 }
 
 inline void check_add_masked(const Arguments& arguments, const Tensor& grad, const OptionalTensor& z, bool relu) {

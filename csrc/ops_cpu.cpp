@@ -127,6 +127,65 @@ void parallel_for_tiles(const Layout& layout, const F& f) {
   });
 }
 
+// ---- tensors that have a part of the channels
+
+// Elements of the rows that are laid out at a time: a small part of the L1 cache, so that the loads of one strip are
+// under way while the arithmetic of the one before is done.
+constexpr int64_t kStripElements = 1 << 10;
+
+struct alignas(64) CacheLine {
+  char bytes[64];
+};
+
+char* shifted(const void* p, int64_t bytes) {
+  return reinterpret_cast<char*>(reinterpret_cast<uintptr_t>(p) + static_cast<uintptr_t>(bytes));
+}
+
+// A few moves where it can be: a call of memcpy would cost more.
+void copy_pixel(char* to, const char* from, int64_t bytes) {
+  if (bytes % 16 != 0) {
+    std::memcpy(to, from, static_cast<size_t>(bytes));
+    return;
+  }
+  for (int64_t i = 0; i < bytes; i += 16) std::memcpy(to + i, from + i, 16);
+}
+
+// visitor(rows, beside) over strips of the rows: `beside` is where a kernel that works on them finds the tensor as if
+// it had all channels, or null where it has none of them.  Contiguous, a row is a plane, which the tensor has or lacks.
+// channels_last, its pixels are copied into (kWrites: out of) a strip that is 0 in the channels that it lacks.
+template <bool kWrites, typename Visitor>
+void for_each_strip(const Layout& layout, ChannelPart part, int64_t size, const void* tensor, Range rows,
+                    const Visitor& visitor) {
+  const Activation& activation = layout.activation;
+  const int64_t channels = activation.channels, row_bytes = activation.length * size;
+  if (activation.planes) {
+    for (int64_t row = rows.begin, end; row < rows.end; row = end) {
+      const int64_t image = row / channels, channel = row % channels, last = part.first + part.count;
+      const bool has = channel >= part.first && channel < last;
+      end = std::min(rows.end, image * channels + (has ? last : channel < part.first ? part.first : channels));
+      const int64_t plane = image * part.count + channel - part.first;
+      visitor(Range{row, end}, has ? shifted(tensor, (plane - row) * row_bytes) : nullptr);
+    }
+    return;
+  }
+  const int64_t step = std::max<int64_t>(1, kStripElements / activation.length);
+  std::vector<CacheLine> strip(static_cast<size_t>(step * row_bytes) / sizeof(CacheLine) + 1);
+  for (int64_t row = rows.begin; row < rows.end; row += step) {
+    const Range chunk = {row, std::min(row + step, rows.end)};
+    const auto copy = [&] {
+      const int64_t part_bytes = part.count * size;
+      char* pixel = strip.front().bytes + part.first * size;
+      char* own = shifted(tensor, row * layout.plan.repeat * part_bytes);
+      for (int64_t left = activation.pixels(chunk); left > 0; --left, pixel += channels * size, own += part_bytes) {
+        kWrites ? copy_pixel(own, pixel, part_bytes) : copy_pixel(pixel, own, part_bytes);
+      }
+    };
+    if (!kWrites) copy();
+    visitor(chunk, shifted(strip.data(), -row * row_bytes));
+    if (kWrites) copy();
+  }
+}
+
 // visitor(A{}) with the C++ type of the accumulators.
 template <typename Visitor>
 void visit_accumulator(ScalarType dtype, const Visitor& visitor) {
@@ -227,8 +286,8 @@ std::tuple<Tensor, Tensor> batch_norm_stats(const Tensor& x, const OptionalTenso
 
 // z of batch_norm_act into `out`, which is x itself or a tensor beside it.
 void apply(const Arguments& arguments, const Tensor& x, const Tensor& affine, const OptionalTensor& residual,
-           const OptionalTensor& residual_affine, bool relu, const Tensor& out) {
-  check_batch_norm_act(arguments, affine, residual, residual_affine);
+           const OptionalTensor& residual_affine, bool relu, int64_t residual_channel, const Tensor& out) {
+  check_batch_norm_act(arguments, affine, residual, residual_affine, residual_channel);
 
   const Layout layout(arguments);
   const ChannelRows scale_shift(affine, layout), residual_scale_shift(residual_affine, layout);
@@ -245,20 +304,29 @@ void apply(const Arguments& arguments, const Tensor& x, const Tensor& affine, co
       // in place every line written is in the caches
       data(out) != data(x) && layout.streams({data(out)}, x.scalar_type()),
   };
-  parallel_for_rows(layout.activation, [&](Range rows) { kernels().batch_norm_act(op, rows); });
+  const bool has_part = residual.has_value() && residual->size(1) < arguments.channels();
+  parallel_for_rows(layout.activation, [&](Range rows) {
+    if (!has_part) return kernels().batch_norm_act(op, rows);
+    for_each_strip<false>(layout, {residual_channel, residual->size(1)}, itemsize(x.scalar_type()), op.residual, rows,
+                          [&](Range strip, const void* beside) {
+                            BatchNormAct part = op;
+                            part.residual = beside;
+                            kernels().batch_norm_act(part, strip);
+                          });
+  });
 }
 
 Tensor batch_norm_act(const Tensor& x, const Tensor& affine, const OptionalTensor& residual,
-                      const OptionalTensor& residual_affine, bool relu) {
+                      const OptionalTensor& residual_affine, bool relu, int64_t residual_channel) {
   const Arguments arguments("batch_norm_act", "x", x);
   Tensor z = empty_beside(x);
-  apply(arguments, x, affine, residual, residual_affine, relu, z);
+  apply(arguments, x, affine, residual, residual_affine, relu, residual_channel, z);
   return z;
 }
 
 void batch_norm_act_(const Tensor& x, const Tensor& affine, const OptionalTensor& residual,
                      const OptionalTensor& residual_affine, bool relu) {
-  apply({"batch_norm_act_", "x", x}, x, affine, residual, residual_affine, relu, x);
+  apply({"batch_norm_act_", "x", x}, x, affine, residual, residual_affine, relu, 0, x);
 }
 
 // The mask of both backward passes.
@@ -327,18 +395,24 @@ std::tuple<Tensor, Tensor> batch_norm_act_backward(const Tensor& grad, const Ten
                                                    const Tensor& coefficients, const OptionalTensor& z,
                                                    const OptionalTensor& residual,
                                                    const OptionalTensor& residual_coefficients, bool relu,
-                                                   bool write_masked) {
+                                                   int64_t masked_channels, int64_t masked_channel) {
   const Arguments arguments("batch_norm_act_backward", "x", x);
-  check_backward(arguments, grad, affine, coefficients, z, residual, residual_coefficients);
+  check_backward(arguments, grad, affine, coefficients, z, residual, residual_coefficients, masked_channels,
+                 masked_channel);
 
   const Layout layout(arguments);
   const ChannelRows scale_shift(affine, layout), first(coefficients, layout), other(residual_coefficients, layout);
   Tensor dx = empty_beside(x);
   const bool branch = residual.has_value();
-  write_masked = write_masked && !branch;
-  Tensor second = branch || write_masked ? empty_beside(grad) : nothing(grad);
+  const bool write_masked = masked_channels != 0 && !branch;
+  const bool has_part = write_masked && masked_channels < arguments.channels();
+  Tensor second = branch         ? empty_beside(grad)
+                  : write_masked ? empty_part(arguments, grad, masked_channels)
+                                 : nothing(grad);
   void* second_data = second.mutable_data_ptr();
-  const bool stream = layout.streams({data(dx), second_data}, x.scalar_type());
+  // a strip is read again at once
+  const bool stream =
+      layout.streams({data(dx), second_data}, x.scalar_type()) && !(has_part && arguments.channels_last());
   const BatchNormActBackward op = {
       layout.activation,
       masked_gradient(grad, z, scale_shift, relu),
@@ -351,7 +425,15 @@ std::tuple<Tensor, Tensor> batch_norm_act_backward(const Tensor& grad, const Ten
       branch ? second_data : nullptr,
       stream,
   };
-  parallel_for_rows(layout.activation, [&](Range rows) { kernels().batch_norm_act_backward(op, rows); });
+  parallel_for_rows(layout.activation, [&](Range rows) {
+    if (!has_part) return kernels().batch_norm_act_backward(op, rows);
+    for_each_strip<true>(layout, {masked_channel, masked_channels}, itemsize(x.scalar_type()), second_data, rows,
+                         [&](Range strip, void* beside) {
+                           BatchNormActBackward part = op;
+                           part.masked = beside;
+                           kernels().batch_norm_act_backward(part, strip);
+                         });
+  });
   return {dx, second};
 }
 

@@ -114,21 +114,23 @@ Tensor batch_norm_affine(const Tensor& moments, const OptionalTensor& weight, co
 }
 
 Tensor batch_norm_act(const Tensor& x, const Tensor& affine, const OptionalTensor& residual,
-                      const OptionalTensor& residual_affine, bool relu) {
+                      const OptionalTensor& residual_affine, bool relu, int64_t residual_channel) {
   const Arguments arguments("batch_norm_act", "x", x);
-  check_batch_norm_act(arguments, affine, residual, residual_affine);
+  check_batch_norm_act(arguments, affine, residual, residual_affine, residual_channel);
 
   const Device device(arguments);
   Tensor z = empty_beside(x);
-  device.check(cuda::batch_norm_act(device.launch(), {
-                                                         matrix_of(arguments),
-                                                         data(x),
-                                                         floats(affine),
-                                                         data(residual),
-                                                         floats(residual_affine),
-                                                         z.mutable_data_ptr(),
-                                                         relu,
-                                                     }));
+  device.check(
+      cuda::batch_norm_act(device.launch(), {
+                                                matrix_of(arguments),
+                                                data(x),
+                                                floats(affine),
+                                                data(residual),
+                                                floats(residual_affine),
+                                                z.mutable_data_ptr(),
+                                                relu,
+                                                {residual_channel, residual.has_value() ? residual->size(1) : 0},
+                                            }));
   return z;
 }
 
@@ -189,14 +191,17 @@ std::tuple<Tensor, Tensor> batch_norm_act_backward(const Tensor& grad, const Ten
                                                    const Tensor& coefficients, const OptionalTensor& z,
                                                    const OptionalTensor& residual,
                                                    const OptionalTensor& residual_coefficients, bool relu,
-                                                   bool write_masked) {
+                                                   int64_t masked_channels, int64_t masked_channel) {
   const Arguments arguments("batch_norm_act_backward", "x", x);
-  check_backward(arguments, grad, affine, coefficients, z, residual, residual_coefficients);
+  check_backward(arguments, grad, affine, coefficients, z, residual, residual_coefficients, masked_channels,
+                 masked_channel);
 
   const Device device(arguments);
   const bool two = residual.has_value();
-  write_masked = write_masked && !two;
-  Tensor dx = empty_beside(x), second = two || write_masked ? empty_beside(grad) : nothing(grad);
+  const bool write_masked = masked_channels != 0 && !two;
+  Tensor dx = empty_beside(x), second = two            ? empty_beside(grad)
+                                        : write_masked ? empty_part(arguments, grad, masked_channels)
+                                                       : nothing(grad);
   void* second_data = second.mutable_data_ptr();
   device.check(cuda::batch_norm_act_backward(device.launch(), {
                                                                   matrix_of(arguments),
@@ -208,6 +213,7 @@ std::tuple<Tensor, Tensor> batch_norm_act_backward(const Tensor& grad, const Ten
                                                                   data(residual),
                                                                   coefficients_of(residual_coefficients),
                                                                   two ? second_data : nullptr,
+                                                                  {masked_channel, masked_channels},
                                                               }));
   return {dx, second};
 }
@@ -228,6 +234,7 @@ void batch_norm_act_backward_(const Tensor& grad, const Tensor& x, const Tensor&
                                                                   nullptr,
                                                                   {},
                                                                   nullptr,
+                                                                  {},
                                                               }));
 }
 

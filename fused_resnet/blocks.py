@@ -13,12 +13,13 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn.modules.module import _has_any_global_hook
 
 from fused_resnet.chain_ops import run_chain, update_running_stats_
-from fused_resnet.chain_spec import IDENTITY
+from fused_resnet.chain_spec import Padded, is_projection
 
 Path = tuple[str, ...]
 Signature = tuple[Any, ...]
@@ -35,10 +36,10 @@ class UnitPaths(NamedTuple):
 
 
 class ChainPaths(NamedTuple):
-    """Where a chain's modules are; ``shortcut`` is None, IDENTITY or a projection."""
+    """Where a chain's modules are; ``shortcut`` is None, IDENTITY, padded or a projection."""
 
     units: tuple[UnitPaths, ...]
-    shortcut: UnitPaths | str | None
+    shortcut: UnitPaths | Padded | str | None
     pool: Path | None
 
     @property
@@ -115,13 +116,16 @@ class PreparedChains:
         if torch.is_autocast_enabled(x.device.type):
             dtype = torch.get_autocast_dtype(x.device.type)
             x = x.to(dtype)
-            if shortcut is not None and chain.signature[1] != IDENTITY:  # a projection's convolution reads it
+            if shortcut is not None and is_projection(chain.signature[1]):  # its convolution reads it
                 shortcut = shortcut.to(dtype)
         if shortcut is not None and shortcut.dtype != x.dtype:
             # the sum has another dtype than the chain: the add and its ReLU are stock's
-            units, _, pool, options = chain.signature
+            units, kind, pool, options = chain.signature
             *rest, relu = units[-1]
             without_add = ((*units[:-1], (*rest, False)), None, pool, options)
+            if isinstance(kind, tuple):
+                (rows, columns), before, after = kind
+                shortcut = F.pad(shortcut[:, :, ::rows, ::columns], (0, 0, 0, 0, before, after))
             z = self._run(chain._replace(signature=without_add), x, None) + shortcut
             return torch.relu(z) if relu else z
         return self._run(chain, x, shortcut)
@@ -198,7 +202,7 @@ def serves_dtype(chains: list[PreparedChain], x: Tensor) -> bool:
             return True
         for chain in chains:
             units, shortcut, _, _ = chain.signature
-            if units[0][0] is None or shortcut == IDENTITY:
+            if units[0][0] is None or (shortcut is not None and not is_projection(shortcut)):
                 return False
         return x.dtype in (torch.float32, torch.bfloat16, torch.float16)
     return x.is_floating_point() and all(
@@ -237,6 +241,8 @@ def _prepare_chain(module: nn.Module, paths: ChainPaths, options: tuple[str, str
         shortcut = _read_unit(module, shortcut, prepared)
         if isinstance(shortcut, str):
             return shortcut
+    elif isinstance(shortcut, Padded):
+        shortcut = (shortcut.stride, shortcut.before, shortcut.after)
     pool_signature = None
     if paths.pool is not None:
         pool = child(module, paths.pool)

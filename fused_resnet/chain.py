@@ -25,6 +25,7 @@ from fused_resnet.chain_spec import (
     IDENTITY,
     Chain,
     Conv,
+    Padded,
     Parameters,
     Unit,
     split_parameters,
@@ -82,7 +83,7 @@ def keeps_y(chain: Chain, i: int, weight: Tensor | None, engine: str) -> bool:
     """Whether backward needs the ``y`` of a unit: it can do without at the end, behind an expanding 1×1 convolution."""
     unit = chain.all_units[i]
     at_end = i >= len(chain.units) - 1 and chain.masks_by_output
-    if unit.conv is None or weight is None or not (at_end and unit.batch_stats):
+    if unit.conv is None or weight is None or not (at_end and unit.batch_stats) or isinstance(chain.shortcut, Padded):
         return True
     stride, padding, _, groups, bias = unit.conv
     projects = i == len(chain.units)
@@ -135,11 +136,14 @@ class _Forward:
         unit, p, weight, residual_affine = self.chain.units[last], self.parameters[last], self.weights[last], None
         if isinstance(self.chain.shortcut, Unit):
             residual, residual_affine = self.conv_norm(last + 1, residual, self.keeps_y(last + 1))
+        elif isinstance(self.chain.shortcut, Padded):
+            residual = self.chain.pixels(residual)
+        _, before, after = self.chain.padded
         output: Tensor
         if weight is None or self.keeps_y(last):
             y, affine = self.conv_norm(last, self.activation(*raw))
-            residual = dense_like(_residual(residual, y.shape, y.dtype), y)
-            output = self.k.batch_norm_act(y, affine, residual, residual_affine, unit.relu)
+            residual = dense_like(_residual(residual, y.shape, y.dtype, before + after), y)
+            output = self.k.batch_norm_act(y, affine, residual, residual_affine, unit.relu, before)
             return output
         x = raw[0]
         _check_batch(x)
@@ -232,7 +236,7 @@ class _Backward:
             size = self.y(last).shape[2:]
             grad = dense_like(grad, self.index)
             grad = self.k.max_pool_backward(grad, self.index, size, *map(list, self.chain.pool))
-        if output is not None and any(self.y(i).numel() == 0 for i in range(last, len(self.saved))):
+        if output is not None and any(kept.y is not None and kept.y.numel() == 0 for kept in self.saved[last:]):
             dz, d_source = self.end_without_y(grad, output)
         else:
             dz, d_source = self.end(grad, output)
@@ -250,15 +254,16 @@ class _Backward:
         return [dz if self.wants_x else None, d_source if self.separate and self.wants_shortcut else None, *flat]
 
     def end(self, grad: Tensor, z: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
-        """Return the last unit's ``dz`` and, behind a projection or a shortcut of its own, the shortcut's gradient."""
-        last = len(self.chain.units) - 1
-        if isinstance(self.chain.shortcut, Unit):
+        """Return the last unit's ``dz`` and, where the shortcut is more than the chain's own input, its gradient."""
+        last, shortcut = len(self.chain.units) - 1, self.chain.shortcut
+        if isinstance(shortcut, Unit):
             dy, d_source = self.branches([last, last + 1], grad, z)
             d_source = None if d_source is None else self.conv(last + 1, d_source)
         else:
-            wants_masked = self.chain.shortcut is not None and self.separate and self.wants_shortcut
+            wants_masked = self.wants_shortcut if self.separate else isinstance(shortcut, Padded) and self.wants_x
+            wants_masked = wants_masked and shortcut is not None
             dy, d_source = self.branches([last], grad, z, wants_masked, owns_grad=self.chain.pool is not None)
-            d_source = self.to_source(d_source)
+            d_source = None if d_source is None else self.of_source(d_source)
         return None if dy is None else self.conv(last, dy), d_source
 
     def end_without_y(self, grad: Tensor, z: Tensor) -> tuple[Tensor | None, Tensor | None]:
@@ -273,14 +278,8 @@ class _Backward:
             return None if dy is None else self.conv(i, dy)
 
         dz = branch(last)
-        if not isinstance(self.chain.shortcut, Unit):
-            return dz, self.to_source(masked)
-        d_source = branch(last + 1)
-        if d_source is not None and self.separate and d_source.shape != self.source.shape:
-            spread = torch.zeros_like(self.source)
-            self.sample(last + 1, spread).copy_(d_source)
-            d_source = spread
-        return dz, d_source
+        d_source = branch(last + 1) if isinstance(self.chain.shortcut, Unit) else masked
+        return dz, None if d_source is None else self.of_source(d_source)
 
     def pointwise_conv_norm(self, i: int, masked: Tensor, sum_grad: Tensor) -> Tensor | None:
         """Keep the gradients of a unit whose ``y`` was not kept, and return its ``dz`` if that is wanted.
@@ -293,7 +292,7 @@ class _Backward:
         if self.wants_dy(i) or wanted.weight:
             weight = p.conv_weight if saved.conv_weight is None else saved.conv_weight
             x, affine, relu = self.raw(i)
-            x = _dense(self.sample(i, x), self.k.channels_last)
+            x = _dense(x if i < len(self.chain.units) else self.chain.pixels(x), self.k.channels_last)
             dz, d_weight, grad_weight = self.k.pointwise_conv_norm_backward(
                 masked, sum_grad, x, affine, relu, weight, self.moments[i], p.weight, unit.eps, self.wants_input[i]
             )
@@ -304,16 +303,24 @@ class _Backward:
         self.gradients[i] = gradients
         return dz if self.wants_input[i] else None
 
-    def to_source(self, masked: Tensor | None) -> Tensor | None:
-        """Return the gradient of an identity shortcut's source, which may have been broadcast, from ``G``."""
-        if masked is None or masked.shape == self.source.shape:
-            return masked
-        return masked.sum_to_size(self.source.shape)
+    def of_source(self, d_pixels: Tensor) -> Tensor:
+        """Return the gradient of a shortcut's source from that of its pixels, which may have been broadcast.
+
+        Where the source is ``x``, :meth:`add_shortcut` puts them in their places.
+        """
+        if d_pixels.shape == self.source.shape:
+            return d_pixels
+        d_pixels = d_pixels.sum_to_size(self.chain.pixels(self.source).shape)
+        if not self.separate or d_pixels.shape == self.source.shape:
+            return d_pixels
+        d_source = torch.zeros_like(self.source)
+        self.chain.pixels(d_source).copy_(d_pixels)
+        return d_source
 
     def add_shortcut(self, dx: Tensor, d_source: Tensor | None, grad: Tensor, output: Tensor | None) -> None:
         """Add to ``dx`` what the shortcut from the chain's own input brings back."""
         if d_source is not None:
-            (dx if d_source.shape == dx.shape else self.sample(len(self.chain.units), dx)).add_(d_source)
+            (dx if d_source.shape == dx.shape else self.chain.pixels(dx)).add_(d_source)
         elif self.chain.shortcut == IDENTITY:
             z = None if output is None else dense_like(output, dx)
             self.k.add_masked_(dx, dense_like(grad, dx), z, self.chain.units[-1].relu)
@@ -354,8 +361,10 @@ class _Backward:
             self.k.batch_norm_act_backward_(grad, y, affine, coefficients[0], z, relu)
             return grad, None
         side_coefficients = coefficients[1] if side is not None else None
+        _, before, after = self.chain.padded
+        masked_channels = y.shape[1] - before - after if wants_masked else 0
         dy, second = self.k.batch_norm_act_backward(
-            grad, y, affine, coefficients[0], z, side, side_coefficients, relu, wants_masked
+            grad, y, affine, coefficients[0], z, side, side_coefficients, relu, masked_channels, before
         )
         return dy, second if side is not None or wants_masked else None
 
@@ -394,11 +403,6 @@ class _Backward:
             conv_bias=_as(db, parameters.conv_bias) if wanted.conv_bias else None,
         )
         return dz if self.wants_input[i] else None
-
-    def sample(self, i: int, x: Tensor) -> Tensor:
-        """Return the pixels of ``x`` that a unit's 1×1 convolution reads, a view."""
-        conv: Any = self.chain.all_units[i].conv
-        return x[:, :, :: conv.stride[0], :: conv.stride[1]]
 
     def raw(self, i: int) -> Raw:
         """Return what the input of a unit's convolution is made of."""
@@ -451,11 +455,14 @@ def _check_batch(y: Tensor) -> None:
         )
 
 
-def _residual(residual: Tensor, shape: torch.Size, dtype: torch.dtype) -> Tensor:
-    """``residual`` in the shape of what it is added to."""
+def _residual(residual: Tensor, shape: torch.Size, dtype: torch.dtype, padding: int = 0) -> Tensor:
+    """``residual`` in the shape of what it is added to; where it is padded, it has that many channels less."""
+    if padding:
+        shape = torch.Size((shape[0], shape[1] - padding, *shape[2:]))
     if residual.dtype == dtype and residual.shape == shape:
         return residual
-    if residual.dtype != dtype or torch.broadcast_shapes(residual.shape, shape) != shape:
+    fits = torch.broadcast_shapes(residual.shape, shape) == shape and not (padding and residual.shape[1] != shape[1])
+    if residual.dtype != dtype or not fits:
         raise ValueError(
             f"residual must have the dtype and shape of what it is added to, {dtype} {tuple(shape)}, "
             f"got {residual.dtype} {tuple(residual.shape)}"

@@ -56,6 +56,20 @@ class Options(NamedTuple):
     memory: str
 
 
+class Padded(NamedTuple):
+    """A shortcut without parameters: every ``stride``-th pixel, between channels of zeros.
+
+    Option A of He et al. 2015, section 3.3.
+    """
+
+    stride: Pair
+    before: int
+    after: int
+
+
+NOT_PADDED = Padded((1, 1), 0, 0)
+
+
 @dataclass(frozen=True)
 class Chain:
     """What a chain computes.
@@ -65,7 +79,7 @@ class Chain:
     units
         The main path, in order.  With a shortcut, the last unit's ReLU comes after the add.
     shortcut
-        None, :data:`IDENTITY`, or the unit of a projection (conv → batch norm, no ReLU).
+        None, :data:`IDENTITY`, :class:`Padded`, or the unit of a projection (conv → batch norm, no ReLU).
     pool
         A max pool behind the last unit, or None.
     options
@@ -73,7 +87,7 @@ class Chain:
     """
 
     units: tuple[Unit, ...]
-    shortcut: Unit | str | None
+    shortcut: Unit | Padded | str | None
     pool: Pool | None
     options: Options
 
@@ -91,6 +105,17 @@ class Chain:
         )
 
     @functools.cached_property
+    def padded(self) -> Padded:
+        """The shortcut's padding; :data:`NOT_PADDED` for every other kind."""
+        return self.shortcut if isinstance(self.shortcut, Padded) else NOT_PADDED
+
+    def pixels(self, source: Tensor) -> Tensor:
+        """Return a view of the pixels that a padded shortcut, or one with a 1×1 convolution, takes from its source."""
+        projection = isinstance(self.shortcut, Unit) and self.shortcut.conv
+        rows, columns = projection.stride if projection else self.padded.stride
+        return source[:, :, ::rows, ::columns]
+
+    @functools.cached_property
     def masks_by_output(self) -> bool:
         """Whether backward takes the last ReLU's mask from the chain's output: behind an add ``y`` alone can't say."""
         return self.shortcut is not None and self.units[-1].relu
@@ -104,8 +129,13 @@ def make_chain(signature: tuple[Any, ...]) -> Chain:
     """
     units, shortcut, pool, options = signature
     if isinstance(shortcut, tuple):
-        shortcut = _make_unit(shortcut)
+        shortcut = _make_unit(shortcut) if is_projection(shortcut) else Padded(*shortcut)
     return Chain(tuple(map(_make_unit, units)), shortcut, Pool(*pool) if pool else None, Options(*options))
+
+
+def is_projection(shortcut: Any) -> bool:
+    """Whether a signature's shortcut is a projection: autocast casts what its convolution reads, not what is added."""
+    return isinstance(shortcut, tuple) and len(shortcut) == len(Unit._fields)
 
 
 def _make_unit(signature: tuple[Any, ...]) -> Unit:

@@ -5,10 +5,12 @@ perhaps an add with a shortcut, a last ReLU, or a max pool.  No class is known b
 Hugging Face's and one's own are found alike.
 """
 
+import operator
 import random
 import re
 import sys
 from collections import Counter
+from collections.abc import Sequence
 from types import BuiltinFunctionType, FunctionType, ModuleType
 from typing import Any, NamedTuple
 
@@ -27,7 +29,7 @@ from fused_resnet.blocks import (
     is_frozen_norm,
     prepare,
 )
-from fused_resnet.chain_spec import IDENTITY
+from fused_resnet.chain_spec import IDENTITY, NOT_PADDED, Padded, Pair
 
 RELU_FUNCTIONS = (F.relu, F.relu_, torch.relu, torch.relu_, "relu", "relu_")
 ADD_FUNCTIONS = ("add", "add_", "iadd")
@@ -295,7 +297,7 @@ class _Matcher:
         nodes = [node for unit in row for node in unit.nodes]
         x, end = row[0].x, row[-1].end
         shortcut: fx.Node | None = None
-        shortcut_paths: UnitPaths | str | None = None
+        shortcut_paths: UnitPaths | Padded | str | None = None
         pool: fx.Node | None = None
         consumer = self._consumer(end)
         if consumer is not None and row[-1].act is None and (other := self._added(consumer, end)):
@@ -307,7 +309,8 @@ class _Matcher:
             elif _changes_in_place(self.root, consumer) and consumer.args[0] is other:
                 return None  # others may see the sum in it
             else:
-                shortcut, shortcut_paths = other, IDENTITY
+                shortcut, shortcut_paths, padding = self._padded(other)
+                nodes += padding
             nodes.append(consumer)
             end = consumer
             relu = self._consumer(end)
@@ -324,6 +327,19 @@ class _Matcher:
             return None
         paths = ChainPaths(tuple(units), shortcut_paths, None if pool is None else _path(pool))
         return _Match(paths, x, None if shortcut is x else shortcut, nodes, end)
+
+    def _padded(self, end: fx.Node) -> tuple[fx.Node, Padded | str, list[fx.Node]]:
+        """Return what a shortcut without parameters starts from, its kind, and the nodes that stride and pad it."""
+        padded, nodes = NOT_PADDED, []
+        if len(end.users) == 1 and (channels := _zero_channels(end)):
+            padded = Padded(padded.stride, *channels)
+            nodes.append(end)
+            end = _operand(end)
+        if len(end.users) == 1 and (stride := _strides(end)):
+            padded = padded._replace(stride=stride)
+            nodes.append(end)
+            end = _operand(end)
+        return end, padded if nodes else IDENTITY, nodes
 
     def _unit_paths(self, unit: _Unit) -> UnitPaths:
         return UnitPaths(
@@ -388,6 +404,27 @@ def _called(root: nn.Module, node: fx.Node) -> nn.Module | None:
 
 def _target_name(node: fx.Node) -> str:
     return node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+
+
+def _zero_channels(node: fx.Node) -> Pair | None:
+    """Return how many channels of zeros ``F.pad`` puts before and behind its operand's, if it does nothing else."""
+    if node.target is not F.pad or len(node.args) != 2:  # a trace gives the others by name
+        return None
+    pad: Any = node.args[1]
+    if node.kwargs["mode"] != "constant" or node.kwargs["value"] not in (None, 0) or not isinstance(pad, Sequence):
+        return None
+    if len(pad) != 6 or not all(isinstance(n, int) and n >= 0 for n in pad) or any(pad[:4]):
+        return None
+    return pad[4], pad[5]
+
+
+def _strides(node: fx.Node) -> Pair | None:
+    """Return the strides of ``x[:, :, ::h, ::w]``."""
+    index = node.args[1] if node.target is operator.getitem else None
+    if not isinstance(index, tuple) or index[:-2] not in ((slice(None), slice(None)), (...,)):
+        return None
+    steps: list[Any] = [s.step or 1 for s in index[-2:] if isinstance(s, slice) and s == slice(None, None, s.step)]
+    return (steps[0], steps[1]) if len(steps) == 2 and all(isinstance(step, int) for step in steps) else None
 
 
 def _changes_in_place(root: nn.Module, node: fx.Node) -> bool:

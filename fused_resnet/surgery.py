@@ -21,7 +21,7 @@ from fused_resnet.blocks import (
     stock_class,
 )
 from fused_resnet.chain import keeps_y
-from fused_resnet.chain_spec import make_chain, split_parameters
+from fused_resnet.chain_spec import Padded, make_chain, split_parameters
 from fused_resnet.dataflow import find_plan, is_norm, is_primitive, why_no_match
 from fused_resnet.host_memory import keep_freed_memory
 
@@ -218,6 +218,9 @@ def _describe(paths: ChainPaths) -> str:
     words = [word for u in inner for word in unit(u)] + unit(last._replace(act=None))
     if isinstance(paths.shortcut, UnitPaths):
         words.append(f"+ ({' '.join(unit(paths.shortcut))})")
+    elif isinstance(paths.shortcut, Padded):
+        (rows, columns), before, after = paths.shortcut
+        words.append(f"+ pad(x[:, :, ::{rows}, ::{columns}], {before}, {after})")
     elif paths.shortcut is not None:
         words.append("+ x")
     words += unit(last)[len(unit(last._replace(act=None))) :]

@@ -28,6 +28,8 @@ def build(family: str, name: str, **options) -> nn.Module:
         model = timm.create_model(
             name, pretrained=False, **({} if "features_only" in options else {"num_classes": 10}) | options
         )
+    elif family == "ours":
+        model = fused_resnet.models.create(name, **options)
     else:
         transformers = pytest.importorskip("transformers")
         config = transformers.ResNetConfig(embedding_size=16, hidden_sizes=[16, 32], depths=[2, 2], layer_type=name)
@@ -101,6 +103,7 @@ OTHERS = [
     ("timm", "resnet50d", {}, 8),
     ("timm", "seresnet50", {}, 8),
     ("timm", "resnet18", {"features_only": True}, 9),
+    ("ours", "resnet20", {"shortcut": "A"}, 10),
     ("Hugging Face", "basic", {}, 5),
     ("Hugging Face", "bottleneck", {}, 5),
 ]

@@ -5,6 +5,7 @@ import itertools
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 import fused_resnet
@@ -15,7 +16,9 @@ from tests.accuracy import assert_as_accurate_as_stock, assert_fused_is_as_accur
 class Block(nn.Module):
     """A BasicBlock or a Bottleneck, by the kernel sizes of its convolutions."""
 
-    def __init__(self, c_in, widths, kernels, *, stride=1, dilation=1, groups=1, bias=False, norm=nn.BatchNorm2d):
+    def __init__(
+        self, c_in, widths, kernels, *, stride=1, dilation=1, groups=1, bias=False, norm=nn.BatchNorm2d, before=None
+    ):
         super().__init__()
         layers, c = [], c_in
         strided = kernels.index(3)
@@ -26,14 +29,18 @@ class Block(nn.Module):
             layers += [nn.Conv2d(c, width, kernel, bias=bias, **options), norm(width), nn.ReLU(inplace=True)]
             c = width
         self.body = nn.Sequential(*layers[:-1])
+        self.stride, self.before, self.after = stride, before, None if before is None else c - c_in - before
         self.project = None
-        if stride != 1 or c != c_in:
+        if before is None and (stride != 1 or c != c_in):
             self.project = nn.Sequential(nn.Conv2d(c_in, c, 1, stride, bias=bias), norm(c))
         self.relu = nn.ReLU(inplace=True)
 
     def forward(self, x):
         out = self.body(x)
-        out += x if self.project is None else self.project(x)
+        if self.before is not None:
+            out += F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, self.before, self.after))
+        else:
+            out += x if self.project is None else self.project(x)
         return self.relu(out)
 
 
@@ -60,6 +67,52 @@ class PreActivation(nn.Module):
         return x + self.conv2(self.relu(self.bn2(self.conv1(self.relu(self.bn1(x))))))
 
 
+class OtherSource(Block):
+    """The shortcut starts from another tensor than the chain."""
+
+    def forward(self, x):
+        shortcut, out = self.source(x), self.main(x)
+        for layer in self.body:
+            out = layer(out)
+        shortcut = shortcut[:, :, :: self.stride, :: self.stride]
+        return self.relu(out + F.pad(shortcut, (0, 0, 0, 0, self.before, self.after)))
+
+    def main(self, x):
+        return x.sin()
+
+    def source(self, x):
+        return x.cos()
+
+
+class DetachedMain(OtherSource):
+    def main(self, x):
+        return x.sin().detach()
+
+
+class DetachedSource(OtherSource):
+    def source(self, x):
+        return x.cos().detach()
+
+
+class MixedSource(OtherSource):
+    """The sum has another dtype than the chain."""
+
+    def source(self, x):
+        return x.double().cos()
+
+
+class PreActivationA(PreActivation):
+    """With a stride, and channels of zeros around the shortcut's."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv2 = nn.Conv2d(8, 21, 3, 2, padding=1, bias=False)
+
+    def forward(self, x):
+        out = self.conv2(self.relu(self.bn2(self.conv1(self.relu(self.bn1(x))))))
+        return F.pad(x[..., ::2, ::2], [0, 0, 0, 0, 2, 3], value=0.0) + out
+
+
 BASIC, BOTTLENECK = ((16, 16), (3, 3)), ((8, 8, 16), (1, 3, 1))
 CHAINS = {
     "basic": lambda: Block(16, *BASIC),
@@ -75,6 +128,16 @@ CHAINS = {
     "bottleneck, depthwise": lambda: Block(16, *BOTTLENECK, groups=8),
     "one unit": lambda: nn.Sequential(nn.Conv2d(16, 8, 3), nn.BatchNorm2d(8), nn.ReLU()),
     "one unit without relu": lambda: nn.Sequential(nn.Conv2d(16, 8, 3), nn.BatchNorm2d(8)),
+    "option A": lambda: Block(8, *BASIC, stride=2, before=4),
+    "option A, odd channels": lambda: Block(5, (16, 19), (3, 3), stride=2, before=3),
+    "option A, stride 3, bottleneck": lambda: Block(8, *BOTTLENECK, stride=3, before=0),
+    "option A, stride 1": lambda: Block(8, *BASIC, before=8),
+    "option A, other source": lambda: OtherSource(8, *BASIC, stride=2, before=4),
+    "option A, other source, stride 1": lambda: OtherSource(8, *BASIC, before=3),
+    "option A, other source alone": lambda: DetachedMain(8, *BASIC, stride=2, before=4),
+    "option A, other source detached": lambda: DetachedSource(8, *BASIC, stride=2, before=4),
+    "option A, mixed source": lambda: MixedSource(8, *BASIC, stride=2, before=4),
+    "option A, pre-activation": lambda: PreActivationA(),
     "five units": lambda: nn.Sequential(
         *itertools.chain(*((nn.Conv2d(16, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU()) for _ in range(5)))
     ),
@@ -135,7 +198,7 @@ def test_a_chain_is_as_accurate_as_stock(name, dtype, autocast, training, chains
     half = dtype is not torch.float32 or autocast is not None
     model = make(name, clear=half).train(training)
     # what a norm or an add reads, autocast does not cast
-    reads_x_itself = name == "pre-activation" or getattr(model, "project", model) is None
+    reads_x_itself = "pre-activation" in name or getattr(model, "project", model) is None
     x_dtype = autocast if autocast is not None and reads_x_itself else dtype
     draws = [images(model, seed=seed).to(x_dtype) for seed in range(7 if half else 1)]
     assert_fused_is_as_accurate_as_stock(model, *draws, dtype=dtype, autocast=autocast)
@@ -149,6 +212,12 @@ def test_a_contiguous_chain_is_as_accurate_as_stock(name, engine):
     assert_fused_is_as_accurate_as_stock(model, images(model, layout=torch.contiguous_format), engine=engine)
 
 
+def test_a_shortcut_of_another_tensor_is_part_of_the_chain(chains_run):
+    model = fused_resnet.fuse(make("option A, other source"))
+    model(images(model))
+    assert [signature[1] for signature in chains_run] == [((2, 2), 4, 4)]
+
+
 @pytest.mark.parametrize("weights", [torch.channels_last, torch.contiguous_format], ids=str)
 @pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format], ids=str)
 def test_gradients_come_back_in_the_parameters_strides(layout, weights):
@@ -159,7 +228,7 @@ def test_gradients_come_back_in_the_parameters_strides(layout, weights):
             assert parameter.grad.is_contiguous(memory_format=weights), name
 
 
-@pytest.mark.parametrize("name", ["basic", "bottleneck, stride 2", "pre-activation", "stem"])
+@pytest.mark.parametrize("name", ["basic", "bottleneck, stride 2", "pre-activation", "stem", "option A"])
 @pytest.mark.parametrize("grad", ["expanded", "contiguous", "channels_last", "transposed"])
 def test_any_strides_of_the_incoming_gradient_are_as_accurate_as_stock(name, grad):
     def reduce(z: Tensor) -> Tensor:
@@ -251,8 +320,12 @@ FREEZES = {
 
 
 @pytest.mark.parametrize("x_wants", [True, False], ids=["x with gradient", "x without"])
-@pytest.mark.parametrize("freeze", FREEZES)
-def test_gradients_come_where_they_are_wanted_and_nowhere_else(freeze, x_wants):
+@pytest.mark.parametrize(
+    ("name", "freeze"),
+    [("bottleneck, stride 2", freeze) for freeze in FREEZES]
+    + [("option A", freeze) for freeze in FREEZES if "projection" not in freeze],
+)
+def test_gradients_come_where_they_are_wanted_and_nowhere_else(name, freeze, x_wants):
     def run(model, x):
         x = x.clone().requires_grad_(x_wants)
         z = model(x)
@@ -261,7 +334,7 @@ def test_gradients_come_where_they_are_wanted_and_nowhere_else(freeze, x_wants):
             z.backward(gradient_for(z))
         return {"z": z.detach(), "x": x.grad} | {n: p.grad for n, p in model.named_parameters()}
 
-    model = make("bottleneck, stride 2")
+    model = make(name)
     FREEZES[freeze](model)
     x = images(model)
     exact, stock = run(copy.deepcopy(model).double(), x.double()), run(copy.deepcopy(model), x)
@@ -309,7 +382,7 @@ def test_a_frozen_end_computes_no_product():
     assert convolution_backwards(model, images(model)) == [[False, True, False]] * 2
 
 
-@pytest.mark.parametrize("name", ["basic", "bottleneck", "bottleneck, stride 2", "stem", "pre-activation"])
+@pytest.mark.parametrize("name", ["basic", "bottleneck", "bottleneck, stride 2", "stem", "pre-activation", "option A"])
 def test_backward_can_run_twice(name):
     model = fused_resnet.fuse(make(name))
     z = model(images(model).requires_grad_())
@@ -402,7 +475,9 @@ def kept_for_backward(model: nn.Module, x: Tensor) -> dict[int, Tensor]:
     return kept
 
 
-@pytest.mark.parametrize("name", ["basic", "bottleneck", "bottleneck, stride 2", "stem", "five units", "one unit"])
+@pytest.mark.parametrize(
+    "name", ["basic", "bottleneck", "bottleneck, stride 2", "stem", "five units", "one unit", "option A"]
+)
 def test_no_normalised_activation_is_kept(name):
     model = fused_resnet.fuse(make(name))
     x = images(model)
@@ -489,9 +564,16 @@ def test_a_shortcut_of_another_shape_is_an_error():
         model(images(model))
 
 
+def test_a_padded_shortcut_of_another_shape_is_an_error():
+    model = fused_resnet.fuse(make("option A"))
+    model.body[0] = nn.Conv2d(4, 16, 3, 2, 1)  # the shortcut's channels and the zeros are too few for the sum
+    with pytest.raises((ValueError, RuntimeError), match=r"(?i)shape|size"):
+        model(torch.randn(2, 4, 12, 12))
+
+
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")], ids=str)
 def test_nan_comes_out_where_stock_gives_it(bad):
-    for name in ("basic", "bottleneck, stride 2", "stem"):
+    for name in ("basic", "bottleneck, stride 2", "stem", "option A"):
         model = make(name).eval()
         x = images(model)
         x[1, 2, 5, 5] = bad

@@ -8,7 +8,18 @@ import fused_resnet
 from tests.accuracy import assert_as_accurate_as_stock, record
 from tests.test_chain import images, make
 
-NAMES = ["basic", "bottleneck, stride 2", "pre-activation", "stem", "basic, conv bias", "norm, not affine"]
+NAMES = [
+    "basic",
+    "bottleneck, stride 2",
+    "pre-activation",
+    "stem",
+    "basic, conv bias",
+    "norm, not affine",
+    "option A",
+    "option A, other source",
+    "option A, other source alone",
+    "option A, other source, stride 1",
+]
 
 
 class Recorder(TorchDispatchMode):

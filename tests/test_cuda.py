@@ -46,8 +46,9 @@ def without_kinks(model):
 
 @pytest.mark.parametrize("memory_format", [torch.channels_last, torch.contiguous_format], ids=["NHWC", "NCHW"])
 @pytest.mark.parametrize("autocast", [None, torch.bfloat16, torch.float16], ids=["fp32", "bf16", "fp16"])
-def test_a_step_is_as_accurate_as_stock(engine, autocast, memory_format):
-    model = without_kinks(models.resnet20()).cuda().to(memory_format=memory_format)
+@pytest.mark.parametrize("shortcut", ["A", "B"])
+def test_a_step_is_as_accurate_as_stock(engine, shortcut, autocast, memory_format):
+    model = without_kinks(models.resnet20(shortcut=shortcut)).cuda().to(memory_format=memory_format)
     x = torch.randn(16, 3, 32, 32, device="cuda").contiguous(memory_format=memory_format)
     exact = step(copy.deepcopy(model).double(), x.double())
     fused = step(fused_resnet.fuse(copy.deepcopy(model), engine=engine), x, autocast)

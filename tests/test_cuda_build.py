@@ -112,4 +112,4 @@ def test_vector_kernels_move_16_bytes_at_a_time(compiled, architecture):
             assert set(widths["LDG"]) == {"128"}, name
             if "stats_kernel" not in name and "reduce_kernel" not in name:  # those write partial sums
                 assert set(widths["STG"]) == {"128"}, name
-    assert checked == 3 * (1 + 4 + 2 + 4 + 1)  # dtypes x (stats, reduce, act, backward, add)
+    assert checked == 3 * (1 + 4 + 3 + 6 + 1)  # dtypes x (stats, reduce, act, backward, add)

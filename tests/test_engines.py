@@ -111,18 +111,24 @@ def test_the_environments_engine_must_exist(fresh_engines):
         engines.choose("auto", "cpu", torch.float32)
 
 
-def test_the_self_check_finds_a_wrong_kernel_and_can_be_skipped(fresh_engines):
-    def wrong(x, weight, bias, eps):
-        moments, affine = ops.batch_norm_act.reference.batch_norm_stats(x, weight, bias, eps)
-        return moments, affine + 1e-2
+def wrong_affine(x, weight, bias, eps):
+    moments, affine = ops.batch_norm_act.reference.batch_norm_stats(x, weight, bias, eps)
+    return moments, affine + 1e-2
 
+
+def wrong_channel(x, affine, residual, residual_affine, relu, residual_channel=0):
+    return ops.batch_norm_act.reference.batch_norm_act(x, affine, residual, residual_affine, relu)
+
+
+@pytest.mark.parametrize(("name", "wrong"), [("batch_norm_stats", wrong_affine), ("batch_norm_act", wrong_channel)])
+def test_the_self_check_finds_a_wrong_kernel_and_can_be_skipped(name, wrong, fresh_engines):
     right = ops.kernels("cpu", "cpu", torch.float32)
-    broken = type(right)(**{**vars(right), "batch_norm_stats": wrong})
+    broken = type(right)(**{**vars(right), name: wrong})
     fresh_engines.setattr(ops, "kernels", lambda engine, *_: right if engine == "reference" else broken)
     fresh_engines.setattr(ops.kernels, "cache_clear", lambda: None, raising=False)
     fresh_engines.setattr(engines, "_wrong", {})
     check = ops.self_check.__wrapped__
-    assert "batch_norm_stats in torch.float32 is off" in check("cpu")["cpu"]
+    assert f"{name} in torch.float32 is off" in check("cpu")["cpu"]
     assert "self-check failed" in engines.why_not("cpu", "cpu")
     assert engines.choose("auto", "cpu", torch.float32) == "reference"
     fresh_engines.setenv("FUSED_RESNET_SELF_TEST", "0")

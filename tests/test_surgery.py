@@ -1,6 +1,7 @@
 """fuse, unfuse and explain: what is found, what is left stock, and what changes after fuse are honoured."""
 
 import copy
+import functools
 import io
 import pickle
 import random
@@ -12,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import fused_resnet
+from fused_resnet import models
 from fused_resnet.blocks import FusedModule
 from fused_resnet.surgery import NothingToFuse
 from tests.accuracy import assert_fused_is_as_accurate_as_stock, outputs_of
@@ -88,6 +90,31 @@ class OptionA(Basic):
         out = self.bn2(self.conv2(out))
         out += F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, 4, 4))
         return F.relu(out)
+
+
+class OptionAOfAnother(OptionA):
+    """The shortcut starts from another tensor than the convolutions."""
+
+    def forward(self, x):
+        out = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x.sin())))))
+        return F.relu(out + F.pad(x.cos()[:, :, ::2, ::2], (0, 0, 0, 0, 4, 4)))
+
+
+class Function(nn.Module):
+    """A layer made of a function, as CIFAR networks have it."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, x):
+        return self.function(x)
+
+
+class FunctionShortcut(Basic):
+    def __init__(self, function=lambda x: F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, 4, 4), "constant", 0)):
+        super().__init__(8, 16, 2)
+        self.downsample = Function(function)
 
 
 class LinearEnd(Basic):
@@ -292,6 +319,11 @@ HAND_WRITTEN = {
     "pre-activation": (PreActivation, (), 1),
     "pre-activation in place": (PreActivationInPlace, (), 1),
     "option A": (OptionA, (), 1),
+    "option A of another tensor": (OptionAOfAnother, (), 1),
+    "option A in a layer of its own": (FunctionShortcut, (), 1),
+    "option A of ours": (models.BasicBlock, (8, 16, 2, models.ZeroPadded(8, 2)), 1),
+    "option A of ours, bottleneck": (models.Bottleneck, (8, 4, 2, models.ZeroPadded(8, 2)), 1),
+    "strides without zeros": (models.BasicBlock, (8, 8, 2, models.ZeroPadded(0, 2)), 1),
     "no relu behind the add": (LinearEnd, (), 1),
     "sum in place into the input": (ChangesItsInput, (), None),
     "in-place relu before": (InPlaceBefore, (), None),
@@ -698,6 +730,143 @@ def test_a_slice_of_a_fused_sequential_is_stocks_slice(end):
     torch.testing.assert_close(fused.append(nn.Tanh())(images()), copy.deepcopy(stock).append(nn.Tanh())(images()))
 
 
+# ---- shortcuts without parameters ------------------------------------------------------------------------------------
+
+WHOLE = "conv1 bn1 relu conv2 bn2 + pad(x[:, :, ::2, ::2], 4, 4) relu"
+PADDED = "conv1 bn1 relu conv2 bn2 + pad(x[:, :, ::1, ::1], 4, 4) relu"  # of what stock makes
+STOCK = "conv1 bn1 relu conv2 bn2 + x relu"
+# what a block adds, 8 channels of 6x6 made 16 of 3x3, and what is fused of it
+SHORTCUTS = {
+    "positional": (lambda x: F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, 4, 4), "constant", 0), WHOLE),
+    "keywords": (lambda x: F.pad(x[:, :, ::2, ::2], pad=[0, 0, 0, 0, 4, 4], mode="constant", value=0.0), WHOLE),
+    "no value": (lambda x: F.pad(x[..., ::2, ::2], (0, 0, 0, 0, 4, 4), value=None), WHOLE),
+    "begins at 0": (lambda x: F.pad(x[:, :, 0::2, 0::2], (0, 0, 0, 0, 4, 4)), PADDED),
+    "an offset": (lambda x: F.pad(x[:, :, 1::2, ::2], (0, 0, 0, 0, 4, 4)), PADDED),
+    "an end": (lambda x: F.pad(x[:, :, :5:2, ::2], (0, 0, 0, 0, 4, 4)), PADDED),
+    "every other channel": (lambda x: F.pad(x[:, ::2, ::2, ::2], (0, 0, 0, 0, 4, 8)), PADDED.replace("4, 4", "4, 8")),
+    "pooled": (lambda x: F.pad(F.avg_pool2d(x, 2), (0, 0, 0, 0, 4, 4)), PADDED),
+    "not zeros": (lambda x: F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, 4, 4), value=1.5), STOCK),
+    "space": (lambda x: F.pad(x[:, :, :4:2, :4:2], (1, 0, 0, 1, 4, 4)), STOCK),
+    "cropped": (lambda x: F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, 10, -2)), STOCK),
+    "replicated": (lambda x: F.pad(x.repeat(1, 2, 1, 1)[:, :, ::4, ::4], (0, 1, 0, 1), "replicate"), STOCK),
+    "the batch": (lambda x: F.pad(x[:-1, :, ::2, ::2], (0, 0, 0, 0, 4, 4, 0, 1)), STOCK),
+    "concatenated": (lambda x: torch.cat([x[:, :, ::2, ::2]] * 2, 1), STOCK),
+}
+
+
+@pytest.mark.parametrize("name", SHORTCUTS)
+def test_what_is_fused_of_a_shortcut_without_parameters(name, chains_run):
+    function, what = SHORTCUTS[name]
+
+    class InTheBlock(FunctionShortcut):
+        def forward(self, x):
+            out = self.relu(self.bn1(self.conv1(x)))
+            return self.relu(self.bn2(self.conv2(out)) + function(x))
+
+    x = images()
+    for cls in (FunctionShortcut, InTheBlock):
+        fused = assert_fused_is_as_accurate_as_stock(make(cls, function), x, images(seed=3), images(seed=4))
+        (row,) = fused_resnet.explain(fused).fused
+        in_a_layer = cls is FunctionShortcut and what != WHOLE  # which the block's own trace does not go into
+        assert row.what == (STOCK if in_a_layer else what)
+    assert len(chains_run) == 6
+
+
+def test_zeros_that_another_reads_too_stay_stock():
+    class Shared(OptionA):
+        def forward(self, x):
+            shortcut = F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, 4, 4))
+            return F.relu(self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x))))) + shortcut), shortcut
+
+    fused = assert_fused_is_as_accurate_as_stock(make(Shared), images())
+    assert fused_resnet.explain(fused).fused[0].what == STOCK
+
+
+def test_a_shortcut_changed_in_place_before_the_sum_is_honoured():
+    class Changed(OptionA):
+        def forward(self, x):
+            source = x * 1
+            shortcut = F.pad(source[:, :, ::2, ::2], (0, 0, 0, 0, 4, 4))
+            out = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
+            source += 1
+            return F.relu(out + shortcut) + source.mean()
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", NothingToFuse)
+        assert_fused_is_as_accurate_as_stock(make(Changed), images())
+
+
+def other_function(block):
+    block.downsample.function = lambda x: F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, 0, 8))
+
+
+def other_padding(block):
+    block.downsample.channels = 4
+    block.downsample = nn.Sequential(block.downsample, models.ZeroPadded(4))
+
+
+def other_stride(block):
+    block.downsample.stride = 1
+    block.conv1.stride = (1, 1)
+
+
+def projection_instead(block):
+    block.downsample = nn.Sequential(nn.Conv2d(8, 16, 1, 2, bias=False), nn.BatchNorm2d(16))
+
+
+def doubled_forward(block):
+    forward = block.downsample.forward
+    block.downsample.forward = lambda x: 2 * forward(x)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (other_function, "downsample.function has changed since it was fused"),
+        (other_padding, "downsample is a Sequential, was a ZeroPadded when it was fused"),
+        (other_stride, "downsample.stride has changed since it was fused"),
+        (projection_instead, "downsample is a Sequential, was a ZeroPadded when it was fused"),
+        (doubled_forward, "downsample has a forward of its own"),
+        (forward_hook("downsample"), "downsample has a hook"),
+    ],
+    ids=lambda v: getattr(v, "__name__", ""),
+)
+def test_a_change_of_a_shortcut_without_parameters_is_honoured(change, reason):
+    def build():
+        if change is other_function:
+            return make(FunctionShortcut).double()
+        return make(models.BasicBlock, 8, 16, 2, models.ZeroPadded(8, 2)).double()
+
+    stock, fused = build(), fused_resnet.fuse(build())
+    assert isinstance(fused, FusedModule)
+    for model in (stock, fused):
+        torch.manual_seed(3)
+        change(model)
+        model.double()
+    torch.testing.assert_close(step(fused, images().double()), step(stock, images().double()))
+    assert reason in str(fused_resnet.explain(fused))
+
+
+def test_a_network_of_option_a_is_fused_whole():
+    model = fused_resnet.fuse(models.create("resnet20", shortcut="A"))
+    report = fused_resnet.explain(model)
+    assert len(report.fused) == 1 + 9
+    assert not report.left
+    padded = {row.module: row.what for row in report.fused if "pad(" in row.what}
+    assert padded == {
+        f"layer{i}.0": f"conv1 bn1 relu conv2 bn2 + pad(x[:, :, ::2, ::2], 0, {channels}) relu"
+        for i, channels in ((2, 16), (3, 32))
+    }
+    assert list(model.state_dict()) == list(models.create("resnet20", shortcut="A").state_dict())
+
+
+@pytest.mark.parametrize("cls", [OptionA, OptionAOfAnother, FunctionShortcut])
+def test_compiled_a_shortcut_without_parameters_is_as_accurate_as_stock(cls, chains_run):
+    torch.compiler.reset()
+    compiled = functools.partial(torch.compile, fullgraph=True, backend="aot_eager")
+    assert_fused_is_as_accurate_as_stock(make(cls), *(images(seed=seed) for seed in range(3)), compile=compiled)
+
+
 # ---- calls that are stock's ------------------------------------------------------------------------------------------
 
 
@@ -820,10 +989,11 @@ def through_file(model):
 
 @pytest.mark.parametrize("duplicate", [copy.deepcopy, through_pickle, through_file], ids=lambda f: f.__name__)
 def test_a_copy_is_fused_too_and_independent(duplicate, chains_run):
-    model = fused_resnet.fuse(make(nn.Sequential, Basic(), Basic(8, 16, 2)))
+    padded = models.BasicBlock(16, 24, 1, models.ZeroPadded(8))
+    model = fused_resnet.fuse(make(nn.Sequential, Basic(), Basic(8, 16, 2), padded))
     twin = duplicate(model)
     assert torch.equal(twin(images()), model(images()))
-    assert len(chains_run) == 4
+    assert len(chains_run) == 6
     assert not {id(t) for t in twin.state_dict(keep_vars=True).values()} & {
         id(t) for t in model.state_dict(keep_vars=True).values()
     }
@@ -871,8 +1041,11 @@ def test_fuse_twice_is_fuse_once():
     assert type(fused_resnet.unfuse(twice)) is Basic
 
 
+AUTOCAST = [Basic, Functional, LinearEnd, PreActivation, WithoutConvolution, Broadcast, OptionA, OptionAOfAnother]
+
+
 @pytest.mark.parametrize("x_dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("cls", [Basic, Functional, LinearEnd, PreActivation, WithoutConvolution, Broadcast])
+@pytest.mark.parametrize("cls", AUTOCAST)
 def test_autocast_gives_stocks_dtype(cls, x_dtype):
     model = make(cls)
     for training in (True, False):

@@ -7,17 +7,41 @@ constexpr bool kReverse = false;
 
 // Rows that a thread reads at a time.
 constexpr int kActRows = 4;
-constexpr int kActOfTwoRows = 2;
+constexpr int kActOfTwoRows = 2;  // two activations, or one and a part
 constexpr int kBackwardRows = 4;
 constexpr int kBackwardOfTwoRows = 2;
 constexpr int kAddMaskedRows = 2;
 
-// z = act(a·x + b + R), with R = 0, residual, or a_r·residual + b_r (kTwo).  NaN passes act, as in stock torch.
-// Bytes: 2s an element, 3s with a residual.
-template <typename T, int kVector, bool kTwo>
+// What a second activation beside the first is: none or a whole one, one with a part of the channels, or one with a
+// batch norm of its own.
+enum class Beside { kWhole, kPart, kNormed };
+
+// Where the rows of a thread are in a tensor that has a part of the channels.
+template <int kVector>
+struct PartPosition {
+  __device__ PartPosition(const Position<kVector>& position, const Plan& plan, ChannelPart part)
+      : has(position.channel >= part.first && position.channel < part.first + part.count),
+        offset(position.begin / plan.channels * part.count + position.channel - part.first),
+        step(position.step / plan.channels * part.count) {}
+
+  // The offset of a row of the batch, as Batch has it.
+  template <int kRows>
+  __device__ int64_t of(const Batch<kRows>& batch, int i) const {
+    return batch.inside[i] ? offset + i * step : offset;
+  }
+
+  bool has;              // whether the thread's channels are in the part
+  int64_t offset, step;  // of the batch's first row, and from row to row
+};
+
+// z = act(a·x + b + R), with R = 0, residual, or a_r·residual + b_r.  NaN passes act, as in stock torch.
+// Bytes: 2s an element, s for each of the residual.
+template <typename T, int kVector, Beside kBeside>
 __global__ void __launch_bounds__(kActOccupancy.threads, kActOccupancy.blocks) act_kernel(Plan plan, BatchNormAct op) {
-  constexpr int kRows = kTwo ? kActOfTwoRows : kActRows;
+  constexpr bool kTwo = kBeside == Beside::kNormed;
+  constexpr int kRows = kBeside == Beside::kWhole ? kActRows : kActOfTwoRows;
   const Position<kVector> position(plan, kReverse);
+  PartPosition<kVector> part(position, plan, op.residual_part);
   const T* residual = static_cast<const T*>(op.residual);
   float scale[kVector], shift[kVector], residual_scale[kVector], residual_shift[kVector];
   load_channels(op.affine + position.channel, scale);
@@ -29,14 +53,22 @@ __global__ void __launch_bounds__(kActOccupancy.threads, kActOccupancy.blocks) a
   for_batches<kRows>(position, [&](const Batch<kRows>& batch) {
     Packed<T, kVector> xs[kRows], residuals[kRows];
     batch.load(static_cast<const T*>(op.x), xs);
-    if (kTwo || residual != nullptr) batch.load(residual, residuals);
+    if constexpr (kBeside == Beside::kPart) {
+#pragma unroll
+      for (int i = 0; i < kRows; ++i) {
+        if (part.has) residuals[i] = Packed<T, kVector>::load(residual + part.of(batch, i));
+      }
+      part.offset += kRows * part.step;
+    } else if (kTwo || residual != nullptr) {
+      batch.load(residual, residuals);
+    }
 #pragma unroll
     for (int i = 0; i < kRows; ++i) {
       float z[kVector], r[kVector];
       xs[i].unpack(z);
 #pragma unroll
       for (int v = 0; v < kVector; ++v) z[v] = fmaf(scale[v], z[v], shift[v]);
-      if (kTwo || residual != nullptr) {
+      if (kBeside == Beside::kPart ? part.has : kTwo || residual != nullptr) {
         residuals[i].unpack(r);
 #pragma unroll
         for (int v = 0; v < kVector; ++v) z[v] += kTwo ? fmaf(residual_scale[v], r[v], residual_shift[v]) : r[v];
@@ -75,18 +107,20 @@ struct InputGradient {
   float scale[kVector], mean_grad[kVector], slope[kVector], mean[kVector];
 };
 
-// dx = a·((G − g0) − k·(x − mean)), or a·G; the same of a second branch (kTwo), or G itself, as a second output.
+// dx = a·((G − g0) − k·(x − mean)), or a·G; the same of a second branch, or G itself, as a second output.
 // dx may be grad: a thread reads an element before it writes it, and nobody else does either.
 // Bytes: 3s an element, s for each of z and masked, 2s for a residual; 1s less where x is not needed.
-template <typename T, int kVector, Sign kSign, bool kTwo>
+template <typename T, int kVector, Sign kSign, Beside kBeside>
 __global__ void __launch_bounds__(kBackwardOccupancy.threads, kBackwardOccupancy.blocks)
     backward_kernel(Plan plan, BatchNormActBackward op) {
+  constexpr bool kTwo = kBeside == Beside::kNormed;
   constexpr int kRows = kTwo ? kBackwardOfTwoRows : kBackwardRows;
   const Position<kVector> position(plan, kReverse);
   Gradient<T, kVector, kRows, kSign> gradient(op.gradient, position, plan.channels);
   const InputGradient<kVector> input_gradient(op.coefficients, position.channel, plan.channels);
   const InputGradient<kVector> residual_gradient(kTwo ? op.residual_coefficients : op.coefficients, position.channel,
                                                  plan.channels);
+  PartPosition<kVector> part(position, plan, op.masked_part);
   const bool reads_x = kSign == Sign::kOfPreactivation || op.coefficients.batch_stats;
   for_batches<kRows>(position, [&](const Batch<kRows>& batch) {
     Packed<T, kVector> xs[kRows] = {}, residuals[kRows];
@@ -108,10 +142,13 @@ __global__ void __launch_bounds__(kBackwardOccupancy.threads, kBackwardOccupancy
         residuals[i].unpack(x);
         residual_gradient(g, x);
         store(op.residual_dx, x);
+      } else if (kBeside == Beside::kPart) {
+        if (part.has) Packed<T, kVector>::pack(g).store(static_cast<T*>(op.masked) + part.of(batch, i));
       } else if (op.masked != nullptr) {
         store(op.masked, g);
       }
     }
+    if constexpr (kBeside == Beside::kPart) part.offset += kRows * part.step;
   });
 }
 
@@ -141,19 +178,26 @@ __global__ void __launch_bounds__(kAddMaskedOccupancy.threads, kAddMaskedOccupan
 }
 
 Plan plan_for(const Launch& launch, const Matrix& matrix, Occupancy occupancy,
-              std::initializer_list<const void*> pointers) {
-  return plan(matrix, vector_width(matrix, pointers), occupancy, launch.multiprocessors);
+              std::initializer_list<const void*> pointers, ChannelPart part = {0, 0}) {
+  return plan(matrix, vector_width(matrix, pointers, part), occupancy, launch.multiprocessors);
+}
+
+template <typename Visitor>
+cudaError_t visit_beside(bool normed, ChannelPart part, int64_t channels, const Visitor& visitor) {
+  if (normed) return visitor(Constant<Beside::kNormed>{});
+  const bool whole = part.count == 0 || part.count == channels;
+  return whole ? visitor(Constant<Beside::kWhole>{}) : visitor(Constant<Beside::kPart>{});
 }
 
 }  // namespace
 
 cudaError_t batch_norm_act(const Launch& launch, const BatchNormAct& op) {
-  const Plan plan =
-      plan_for(launch, op.matrix, kActOccupancy, {op.x, op.affine, op.residual, op.residual_affine, op.z});
+  const Plan plan = plan_for(launch, op.matrix, kActOccupancy, {op.x, op.affine, op.residual, op.residual_affine, op.z},
+                             op.residual_part);
   return visit_elements(op.matrix.dtype, plan.vector, [&](auto element, auto vector) {
-    return visit_bool(op.residual_affine != nullptr, [&](auto two) {
-      return launch_kernel(act_kernel<decltype(element), vector.value, two.value>, plan.blocks(), kActOccupancy.threads,
-                           launch.stream, plan, op);
+    return visit_beside(op.residual_affine != nullptr, op.residual_part, plan.channels, [&](auto beside) {
+      return launch_kernel(act_kernel<decltype(element), vector.value, beside.value>, plan.blocks(),
+                           kActOccupancy.threads, launch.stream, plan, op);
     });
   });
 }
@@ -161,11 +205,12 @@ cudaError_t batch_norm_act(const Launch& launch, const BatchNormAct& op) {
 cudaError_t batch_norm_act_backward(const Launch& launch, const BatchNormActBackward& op) {
   const Plan plan = plan_for(launch, op.matrix, kBackwardOccupancy,
                              {op.gradient.grad, op.gradient.z, op.gradient.affine, op.x, op.coefficients.rows, op.dx,
-                              op.masked, op.residual, op.residual_coefficients.rows, op.residual_dx});
+                              op.masked, op.residual, op.residual_coefficients.rows, op.residual_dx},
+                             op.masked_part);
   return visit_elements(op.matrix.dtype, plan.vector, [&](auto element, auto vector) {
     return visit_sign(op.gradient, [&](auto sign) {
-      return visit_bool(op.residual != nullptr, [&](auto two) {
-        return launch_kernel(backward_kernel<decltype(element), vector.value, sign.value, two.value>, plan.blocks(),
+      return visit_beside(op.residual != nullptr, op.masked_part, plan.channels, [&](auto beside) {
+        return launch_kernel(backward_kernel<decltype(element), vector.value, sign.value, beside.value>, plan.blocks(),
                              kBackwardOccupancy.threads, launch.stream, plan, op);
       });
     });

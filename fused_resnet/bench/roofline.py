@@ -6,7 +6,7 @@ convolution costs 2 · (elements of y) · (weights of one output) FLOP, its dgra
 
     fprop: x + y          dgrad: g + x (not for the first layer)          wgrad: x + g
 
-The passes over tensors of the size of ``y`` around a convolution, in the three schemes (`PASSES`):
+The passes over tensors of the size of ``y`` around a convolution, in the schemes (`PASSES`):
 
 =========  =======================================  ==========================================================
 unit       forward                                  backward
@@ -21,6 +21,10 @@ norm       statistics 1; y → z                      reduce g, y; apply g, y �
   end      statistics 1; y, r → z                   reduce g, z, y; apply g, z, y → dy
   dual     statistics 2; y, r → z                   reduce g, z, y, r; apply g, z, y, r → dy, dr
 =========  =======================================  ==========================================================
+
+``lean`` is ``norm`` with block ends that keep no ``y`` (`fused_resnet.ops.pointwise_conv_norm`): ``g, z → G`` for both
+branches; a branch without ``y`` has 9 passes over ``x`` (mean, centred copy, Gram matrix, the product with M and its
+difference) and two products of K inputs with K for its gradients, one with ``y`` reduce G, y and apply G, y → dy.
 
 ``inner`` units stand inside a block, ``end`` ones before its add, ``dual`` ones before an add of a projection, whose
 own passes they count. A block's input has two readers, so two gradients ``meet``: 3 passes over it in eager, 1 more in
@@ -38,6 +42,7 @@ from torch import Tensor, nn
 from fused_resnet import models
 from fused_resnet.bench.block import RESIDUAL_BLOCKS, BlockShape
 from fused_resnet.bench.ceilings import ARITHMETIC_PART, BANDWIDTH_PART, Ceilings
+from fused_resnet.ops.pointwise_conv_norm.config import pays
 
 
 class Passes(NamedTuple):
@@ -61,7 +66,13 @@ POOL_PASSES = {"eager": (1, 1), "pointwise": (1, 1), "norm": (-1, 1)}
 # bytes of the index of a maximum
 INDEX_BYTES = {"eager": 8, "pointwise": 1, "norm": 1}
 
-SCHEMES = tuple(PASSES)
+LEAN = "lean"
+SCHEMES = (*PASSES, LEAN)
+
+# of a block end in the lean scheme: g, z → G, and dx, G → dx
+MASKED, MEET_MASKED = 3, 3
+# of a branch there: with its y, over y; without, over x
+WITH_Y, WITHOUT_Y = 5, 9
 
 # scheme of the operation alone, relu(batch_norm(x) + shortcut): its fewest passes, with r for z in the ReLU's mask
 OPERATION_PASSES = {"none": Passes(3, 5), "residual": Passes(4, 8), "dual": Passes(5, 8)}
@@ -83,6 +94,10 @@ class Layer:
         The input of its block, where it ends one; else 0.
     pooled
         What the max pool behind it writes, or 0.
+    read_again
+        Of its input by a backward without ``y``: elements, or 0 where the ``lean`` scheme keeps it.
+    gram_flop
+        Of such a backward, beside dgrad and wgrad.
     """
 
     name: str
@@ -92,6 +107,8 @@ class Layer:
     flop: float
     meets: int = 0
     pooled: int = 0
+    read_again: int = 0
+    gram_flop: float = 0
 
 
 @dataclass(frozen=True)
@@ -167,25 +184,34 @@ def count(shapes: Shapes, scheme: str, *, element_size: int, batch_size: int) ->
     """
     kernels: list[tuple[float, float]] = []
     saved = 0.0
-    for layer in shapes.layers:
+    # a projection comes behind the end of its block
+    for layer, behind in zip(shapes.layers, (*shapes.layers[1:], None), strict=True):
         x, y = layer.input, layer.output
         kernels += [(x + y, layer.flop), (x + y, layer.flop)]  # fprop, wgrad
         if layer.role == "stem":
             saved += x
         else:
             kernels.append((x + y, layer.flop))  # dgrad
-        saved += y
+        free = scheme == LEAN and layer.read_again > 0
+        saved += 0 if free else y
+        if free:
+            kernels += [(WITHOUT_Y * layer.read_again, layer.gram_flop)]
         if layer.role == "projection":
             continue
-        passes = PASSES[scheme][layer.role]
+        passes = PASSES["norm" if scheme == LEAN else scheme][layer.role]
+        branches = [layer, *([behind] if behind is not None and layer.role == "dual" else [])]
+        if scheme == LEAN and layer.role in ("end", "dual") and any(branch.read_again for branch in branches):
+            with_y = sum(not branch.read_again for branch in branches)
+            passes = Passes(passes.forward, MASKED + WITH_Y * with_y, MEET_MASKED)
         kernels += [(passes.forward * y, 0), (passes.backward * y, 0), (passes.meet * layer.meets, 0)]
-        keeps_z = scheme != "norm" or layer.role != "inner"
+        rebuilds = scheme in ("norm", LEAN)
+        keeps_z = not rebuilds or layer.role != "inner"
         if layer.pooled:
-            forward, backward = POOL_PASSES[scheme]
-            pooled = layer.pooled * (1 + INDEX_BYTES[scheme] / element_size)
+            forward, backward = POOL_PASSES["norm" if rebuilds else scheme]
+            pooled = layer.pooled * (1 + INDEX_BYTES["norm" if rebuilds else scheme] / element_size)
             kernels += [(forward * y + pooled, 0), (backward * y + pooled, 0)]
             saved += pooled
-            keeps_z = scheme != "norm"
+            keeps_z = not rebuilds
         saved += y if keeps_z else 0
     kernels += [(2 * shapes.features, 0), (0, 3 * shapes.classifier_flop)]  # average pool: reads z, writes g
     bytes = [(element_size * elements, flop) for elements, flop in kernels]
@@ -240,7 +266,11 @@ def _trace(module: nn.Module, x: Tensor) -> Shapes:
             read, wrote = elements(args[0].shape), elements(output.shape)
             if isinstance(child, nn.Conv2d):
                 flop = 2 * wrote * prod(child.weight.shape[1:])
-                layers[name] = Layer(name, roles.get(name, "stem"), read, wrote, flop)
+                role = roles.get(name, "stem")
+                free = role != "inner" and child.kernel_size == (1, 1) and pays("", LEAN, *child.weight.shape[1::-1])
+                pixels = output.shape[2] * output.shape[3] if free else 0
+                again, gram_flop = pixels * child.in_channels, 4 * pixels * child.in_channels**2
+                layers[name] = Layer(name, role, read, wrote, flop, read_again=again, gram_flop=gram_flop)
             elif isinstance(child, RESIDUAL_BLOCKS):
                 inputs[name] = read
             elif isinstance(child, nn.MaxPool2d):
@@ -266,6 +296,8 @@ def _trace(module: nn.Module, x: Tensor) -> Shapes:
             layer.flop,
             meets=inputs[block] if layer.role in ("end", "dual") else 0,
             pooled=extra["pooled"] if layer.role == "stem" else 0,
+            read_again=layer.read_again,
+            gram_flop=layer.gram_flop,
         )
 
     parameters = sum(p.numel() for p in module.parameters())

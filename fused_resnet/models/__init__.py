@@ -2,7 +2,7 @@
 
 ``models.resnet50()`` and ``models.create("resnet50")`` are the same; `names` lists what there is. The ImageNet family
 (18, 34, 50, 101, 152) holds torchvision's parameters under torchvision's names; the CIFAR family (20, 32, 44, 56, 110)
-is that of the paper's section 4.2.
+is that of the paper's section 4.2, where ``shortcut="A"`` gives the paper's shortcuts, without parameters.
 """
 
 import importlib
@@ -11,12 +11,13 @@ from typing import Any
 
 from torch import nn
 
-from fused_resnet.models.resnet import BasicBlock, Bottleneck, ResNet
+from fused_resnet.models.resnet import BasicBlock, Bottleneck, ResNet, ZeroPadded
 
 __all__ = [
     "BasicBlock",
     "Bottleneck",
     "ResNet",
+    "ZeroPadded",
     "create",
     "names",
     "resnet18",
@@ -52,7 +53,7 @@ def create(name: str, **kwargs: Any) -> nn.Module:
     name : str
         One of `names`, or ``"torchvision:NAME"`` or ``"timm:NAME"`` for one of theirs.
     **kwargs
-        Passed to the model: ``num_classes``, ``in_channels``, ``zero_init_residual``.
+        Passed to the model: ``num_classes``, ``in_channels``, ``zero_init_residual``, ``shortcut``.
 
     Raises
     ------
@@ -117,7 +118,10 @@ def resnet152(**kwargs: Any) -> ResNet:
 
 
 def _cifar(depth: int, *, num_classes: int = 10, **kwargs: Any) -> ResNet:
-    """Section 4.2: a 3x3 stem and three stages of n basic blocks, 6n + 2 weighted layers in all."""
+    """Section 4.2: a 3x3 stem and three stages of n basic blocks, 6n + 2 weighted layers in all.
+
+    The paper's have ``shortcut="A"``; the default is ``"B"``, whose projections are trained, too.
+    """
     blocks, remainder = divmod(depth - 2, 6)
     assert remainder == 0, f"a CIFAR ResNet has 6n + 2 layers, not {depth}"
     return ResNet(BasicBlock, (blocks,) * 3, widths=(16, 32, 64), small_images=True, num_classes=num_classes, **kwargs)

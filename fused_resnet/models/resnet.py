@@ -8,7 +8,10 @@ between the two, and are made in torchvision's order, so that one seed gives one
 from collections.abc import Sequence
 from typing import ClassVar
 
+import torch.nn.functional as F
 from torch import Tensor, nn
+
+SHORTCUTS = ("A", "B", "C")
 
 
 def conv3x3(in_channels: int, out_channels: int, stride: int = 1) -> nn.Conv2d:
@@ -19,6 +22,29 @@ def conv3x3(in_channels: int, out_channels: int, stride: int = 1) -> nn.Conv2d:
 def conv1x1(in_channels: int, out_channels: int, stride: int = 1) -> nn.Conv2d:
     """Return a 1x1 convolution."""
     return nn.Conv2d(in_channels, out_channels, kernel_size=1, stride=stride, bias=False)
+
+
+class ZeroPadded(nn.Module):
+    """Every ``stride``-th pixel, with channels of zeros behind: ``pad(x[:, :, ::stride, ::stride])``.
+
+    The shortcut without parameters: option A of section 3.3, "extra zero entries padded for increasing dimensions".
+
+    Parameters
+    ----------
+    channels : int
+        Channels of zeros.
+    stride : int
+        Distance of the pixels that are kept.
+    """
+
+    def __init__(self, channels: int, stride: int = 1) -> None:
+        super().__init__()
+        self.channels = channels
+        self.stride = stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map [N, C, H, W] to [N, C + channels, H / stride, W / stride]."""
+        return F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, 0, self.channels))
 
 
 class BasicBlock(nn.Module):
@@ -129,6 +155,9 @@ class ResNet(nn.Module):
     zero_init_residual : bool
         Begin with the last batch norm of each block at zero, so that each block begins as its shortcut
         (Goyal et al. 2017, arXiv:1706.02677, section 5.1).
+    shortcut : str
+        Section 3.3's option. ``"A"``: the identity, padded by zeros where the shape changes, which adds no parameters;
+        the paper's on CIFAR-10. ``"B"``: a projection where the shape changes. ``"C"``: projections everywhere.
     """
 
     def __init__(
@@ -141,8 +170,11 @@ class ResNet(nn.Module):
         in_channels: int = 3,
         num_classes: int = 1000,
         zero_init_residual: bool = False,
+        shortcut: str = "B",
     ) -> None:
         super().__init__()
+        if shortcut not in SHORTCUTS:
+            raise ValueError(f"shortcut must be one of {', '.join(map(repr, SHORTCUTS))}, got {shortcut!r}")
         if len(depths) != len(widths):
             raise ValueError(
                 f"depths and widths must hold one entry a stage, got {len(depths)} depths and {len(widths)} widths"
@@ -162,7 +194,8 @@ class ResNet(nn.Module):
 
         self.stage_names = [f"layer{index}" for index in range(1, len(depths) + 1)]
         for index, (name, depth, width) in enumerate(zip(self.stage_names, depths, widths, strict=True)):
-            self.add_module(name, make_stage(block, channels, width, depth, stride=1 if index == 0 else 2))
+            stride = 1 if index == 0 else 2
+            self.add_module(name, make_stage(block, channels, width, depth, stride, shortcut))
             channels = width * block.expansion
 
         self.avgpool = nn.AdaptiveAvgPool2d(1)
@@ -192,16 +225,22 @@ class ResNet(nn.Module):
 
 
 def make_stage(
-    block: type[BasicBlock | Bottleneck], in_channels: int, channels: int, depth: int, stride: int
+    block: type[BasicBlock | Bottleneck], in_channels: int, channels: int, depth: int, stride: int, shortcut: str
 ) -> nn.Sequential:
     """Return `depth` blocks, of which the first has the stride and changes the number of channels."""
     out_channels = channels * block.expansion
-    first = block(in_channels, channels, stride, make_shortcut(in_channels, out_channels, stride))
-    return nn.Sequential(first, *(block(out_channels, channels) for _ in range(depth - 1)))
+    first = block(in_channels, channels, stride, make_shortcut(in_channels, out_channels, stride, shortcut))
+    rest = [
+        block(out_channels, channels, 1, make_shortcut(out_channels, out_channels, 1, shortcut))
+        for _ in range(depth - 1)
+    ]
+    return nn.Sequential(first, *rest)
 
 
-def make_shortcut(in_channels: int, out_channels: int, stride: int) -> nn.Module | None:
-    """Return option B of section 3.3: a projection where the shape changes, else None for the identity."""
-    if stride == 1 and in_channels == out_channels:
+def make_shortcut(in_channels: int, out_channels: int, stride: int, shortcut: str) -> nn.Module | None:
+    """Return what an option of section 3.3 puts beside a block; None is the identity."""
+    if shortcut != "C" and stride == 1 and in_channels == out_channels:
         return None
+    if shortcut == "A":
+        return ZeroPadded(out_channels - in_channels, stride)
     return nn.Sequential(conv1x1(in_channels, out_channels, stride), nn.BatchNorm2d(out_channels))

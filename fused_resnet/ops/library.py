@@ -12,7 +12,7 @@ def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
 
 def dense_like(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     """Return ``x`` without gaps and in the memory format of ``y``, which is dense, for kernels that walk both."""
-    if x.stride() == y.stride():
+    if x.shape == y.shape and x.stride() == y.stride():
         return x
     if y.is_contiguous(memory_format=torch.channels_last):
         return x.contiguous(memory_format=torch.channels_last)

@@ -9,6 +9,7 @@ from fused_resnet.bench.peers import DTYPES, STOCK_PEER, Peer
 from fused_resnet.bench.roofline import SCHEMES, block_shapes, count, network_shapes, operation_bytes, parameter_bytes
 from fused_resnet.bench.settings import Settings
 from fused_resnet.bench.suites.ceilings import ceilings, measure_ceilings
+from fused_resnet.ops.pointwise_conv_norm import config
 
 
 def test_a_resnet50_is_that_of_the_paper():
@@ -24,8 +25,11 @@ def test_a_resnet50_is_that_of_the_paper():
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 @pytest.mark.parametrize("model", ["resnet18", "resnet50", "resnet20"])
-@pytest.mark.parametrize(("scheme", "peer"), [("eager", STOCK_PEER), ("norm", Peer("fused", "auto"))])
-def test_saved_activations_are_those_that_autograd_keeps(scheme, peer, model, dtype):
+@pytest.mark.parametrize(
+    ("scheme", "peer"), [("eager", STOCK_PEER), ("norm", Peer("fused", "auto")), ("lean", Peer("lean"))]
+)
+def test_saved_activations_are_those_that_autograd_keeps(scheme, peer, model, dtype, monkeypatch):
+    monkeypatch.setattr(config, "FAST", {})  # "norm" keeps every y
     size = 32 if model == "resnet20" else 128
     batch = 4
     step = NetworkStep(Workload(model, batch, size, dtype, torch.device("cpu")), peer)
@@ -44,11 +48,21 @@ def test_traffic_of_one_block_by_hand():
     batch = 8
     parameters = sum(shape.numel() for shape in (torch.empty(2, 16, 16, 3, 3), torch.empty(4, 16)))
     fixed = parameters * parameter_bytes(4) / batch
-    passes = {"eager": 13 + 16 + 3, "pointwise": 10 + 12 + 1, "norm": 10 + 11 + 4}
+    passes = {"eager": 13 + 16 + 3, "pointwise": 10 + 12 + 1, "norm": 10 + 11 + 4, "lean": 10 + 11 + 4}
     for scheme in SCHEMES:
         traffic = count(shapes, scheme, element_size=4, batch_size=batch)
         assert traffic.bytes == 4 * y * (convolutions + passes[scheme]) + fixed
         assert traffic.flop == 2 * 3 * 2 * y * 16 * 9
+
+
+def test_traffic_of_a_block_end_without_its_output_by_hand():
+    """ResNet-50's second block: 256 → 64 → 64 → 256 at 56x56, an identity shortcut."""
+    shapes = block_shapes(distinct_blocks("resnet50", 224)[1])
+    y, x = 256 * 56 * 56, 64 * 56 * 56
+    norm, lean = (count(shapes, scheme, element_size=2, batch_size=8) for scheme in ("norm", "lean"))
+    assert lean.bytes - norm.bytes == 2 * ((3 - 7) * y + (3 - 4) * y + 9 * x)
+    assert lean.flop - norm.flop == 2 * 2 * 56 * 56 * 64 * 64
+    assert norm.saved - lean.saved == 2 * y
 
 
 @pytest.mark.parametrize(("shortcut", "forward", "both"), [("none", 3, 8), ("residual", 4, 12), ("dual", 5, 13)])

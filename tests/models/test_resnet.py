@@ -64,6 +64,37 @@ def test_cifar_parameter_counts_are_the_papers_plus_the_projections(name):
 
 
 @pytest.mark.parametrize("name", CIFAR)
+def test_option_a_has_the_papers_parameters_alone(name):
+    model = models.create(name, shortcut="A")
+    assert parameters(model) == parameters(models.create(name)) - PROJECTIONS
+    default = [key for key in models.create(name).state_dict() if "downsample" not in key]
+    assert list(model.state_dict()) == default
+
+
+def test_option_a_is_every_other_pixel_and_zeros():
+    shortcut = models.create("resnet20", shortcut="A").layer2[0].downsample
+    x = torch.randn(2, 16, 5, 7)
+    z = shortcut(x)
+    assert z.shape == (2, 32, 3, 4)
+    assert torch.equal(z[:, :16], torch.nn.functional.max_pool2d(x, 1, 2))
+    assert not z[:, 16:].any()
+
+
+@pytest.mark.parametrize(("name", "blocks"), [("resnet20", 9), ("resnet50", 16)])
+def test_option_c_projects_in_every_block(name, blocks):
+    model = models.create(name, shortcut="C")
+    projections = [m for m in model.modules() if getattr(m, "downsample", None) is not None]
+    assert len(projections) == blocks
+    assert all(type(block.downsample[0]) is torch.nn.Conv2d for block in projections)
+    assert model(torch.randn(2, 3, 32, 32)).shape == (2, model.fc.out_features)
+
+
+def test_an_unknown_shortcut_is_refused():
+    with pytest.raises(ValueError, match="shortcut must be one of 'A', 'B', 'C', got 'D'"):
+        models.create("resnet20", shortcut="D")
+
+
+@pytest.mark.parametrize("name", CIFAR)
 def test_cifar_depth_is_the_number_of_weighted_layers(name):
     weighted = [
         module_name

@@ -58,14 +58,18 @@ def launches(k, dtype: torch.dtype, channels: int) -> None:
     for branch in [(None, None), (residual, None), (residual, affine)]:
         k.batch_norm_act(x, affine, *branch, True)
     k.batch_norm_act(x, affine, residual, affine, False)
+    # what option A adds to a block's end: half of the channels, from an eighth of them on
+    half = residual[:, : channels // 2].contiguous(memory_format=torch.channels_last)
+    k.batch_norm_act(x, affine, half, None, True, channels // 8)
     sums = k.batch_norm_act_reduce(grad, x, moments, affine, z, residual, moments, True)
     k.batch_norm_act_reduce(grad, x, moments, affine, z, None, None, True)
     k.batch_norm_act_reduce(grad, x, moments, affine, None, None, None, True)
     _, _, coefficients = k.batch_norm_coefficients(sums, 0, moments, weight, 1e-5, 1000, True)
     _, _, frozen = k.batch_norm_coefficients(sums, 1, moments, weight, 1e-5, 1000, False)
-    for other in [(z, None, None, True, False), (z, residual, coefficients, True, False), (z, None, None, True, True)]:
-        k.batch_norm_act_backward(grad, x, affine, coefficients, *other)
-    k.batch_norm_act_backward(grad, x, affine, frozen, z, None, None, True, False)
+    for branch, part in [((None, None), (0,)), ((residual, coefficients), (0,)), ((None, None), (channels,))]:
+        k.batch_norm_act_backward(grad, x, affine, coefficients, z, *branch, True, *part)
+    k.batch_norm_act_backward(grad, x, affine, coefficients, z, None, None, True, channels // 2, channels // 8)
+    k.batch_norm_act_backward(grad, x, affine, frozen, z, None, None, True, 0)
     k.batch_norm_act_backward_(grad, x, affine, coefficients, None, True)
     k.add_masked_(x, grad, z, True)
     geometry = [3, 3], [2, 2], [1, 1]

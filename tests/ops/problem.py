@@ -8,6 +8,21 @@ from tests.accuracy import rms
 
 EPS = 1e-5
 
+# shape of the activations, how many channels a residual has, and at which it begins: no vector divides them; every
+# vector does; the first or the last channels; a vector that the residual has in part; several tiles of channels; a row
+# of pixels that is cut short; one pixel
+PARTS = [
+    ((2, 19, 5, 7), 5, 3),
+    ((2, 32, 8, 8), 16, 0),
+    ((2, 32, 8, 8), 16, 8),
+    ((2, 32, 9, 11), 16, 16),
+    ((3, 24, 1, 11), 20, 2),
+    ((1, 1040, 4, 4), 1000, 8),
+    ((2, 64, 40, 39), 32, 16),
+    ((5, 513, 1, 1), 1, 512),
+    ((1, 2, 9, 9), 1, 0),
+]
+
 
 def moments_of(x: Tensor) -> Tensor:
     return reference.batch_norm_stats(x, None, None, EPS)[0]
@@ -22,6 +37,10 @@ class Problem:
         self.weight, self.bias = torch.randn(2, x.shape[1]).to(x.device).unbind()
         self.moments, self.affine = reference.batch_norm_stats(x, self.weight, self.bias, EPS)
         self.residual_moments, self.residual_affine = reference.batch_norm_stats(residual, self.weight, None, EPS)
+
+    def part(self, channels: int, first: int) -> Tensor:
+        """Some channels of the residual, dense in its memory format."""
+        return torch.empty_like(self.residual[:, :channels]).copy_(self.residual[:, first : first + channels])
 
     def coefficients(self, sums: Tensor, branch: int, batch_stats: bool = True) -> Tensor:
         moments = self.residual_moments if branch else self.moments

@@ -17,7 +17,7 @@ from fused_resnet.ops.batch_norm_act import reference
 from fused_resnet.ops.batch_norm_act_pool import reference as pool_reference
 from fused_resnet.ops.library import accumulation_dtype
 from tests.accuracy import assert_as_accurate_as_stock
-from tests.ops.problem import EPS, Problem, assert_close, moments_of
+from tests.ops.problem import EPS, PARTS, Problem, assert_close, moments_of
 
 pytestmark = pytest.mark.skipif(engines.load_cpu_library() is not None, reason=str(engines.load_cpu_library()))
 
@@ -160,12 +160,47 @@ def test_backward_equals_the_reference(dtype, memory_format, shape, branches, ma
     expected_sums = reference.batch_norm_act_reduce(*arguments)
     coefficients = p.coefficients(expected_sums, 0)
     residual_coefficients = None if residual is None else p.coefficients(expected_sums, 1)
-    arguments = (p.grad, p.x, p.affine, coefficients, z, residual, residual_coefficients, relu, write_masked)
+    arguments = (p.grad, p.x, p.affine, coefficients, z, residual, residual_coefficients, relu)
+    arguments += (p.x.shape[1] if write_masked else 0,)
     for result, expected in zip(
         ops.batch_norm_act_backward(*arguments), reference.batch_norm_act_backward(*arguments), strict=True
     ):
         assert_close(result, expected)
         assert result.numel() == 0 or result.stride() == p.x.stride()
+
+
+@pytest.mark.parametrize("relu", [True, False], ids=["relu", "linear"])
+@pytest.mark.parametrize(("shape", "channels", "first"), PARTS, ids=str)
+@each_format
+@each_dtype
+def test_a_residual_of_fewer_channels_equals_the_reference(dtype, memory_format, shape, channels, first, relu):
+    p = problem(shape, dtype, memory_format)
+    arguments = (p.x, p.affine, p.part(channels, first), None, relu, first)
+    z = ops.batch_norm_act(*arguments)
+    assert z.stride() == p.x.stride()
+    assert_close(z, reference.batch_norm_act(*arguments))
+
+    coefficients = torch.randn(4, shape[1], dtype=p.affine.dtype)
+    arguments = (p.grad, p.x, p.affine, coefficients, z if relu else None, None, None, relu, channels, first)
+    dx, masked = ops.batch_norm_act_backward(*arguments)
+    expected, expected_masked = reference.batch_norm_act_backward(*arguments)
+    assert_close(dx, expected)
+    assert torch.equal(masked, expected_masked)
+    assert masked.is_contiguous(memory_format=memory_format)
+
+
+@each_format
+def test_a_residual_of_fewer_channels_equals_the_reference_where_outputs_bypass_the_caches(memory_format):
+    p = problem((2, 64, 256, 256), torch.bfloat16, memory_format)
+    arguments = (p.x, p.affine, p.part(32, 16), None, True, 16)
+    z = ops.batch_norm_act(*arguments)
+    assert z.nbytes >= 16 << 20
+    assert_close(z, reference.batch_norm_act(*arguments))
+    arguments = (p.grad, p.x, p.affine, torch.randn(4, 64), z, None, None, True, 32, 16)
+    for result, expected in zip(
+        ops.batch_norm_act_backward(*arguments), reference.batch_norm_act_backward(*arguments), strict=True
+    ):
+        assert_close(result, expected)
 
 
 @pytest.mark.parametrize("branches", [1, 2])
@@ -176,7 +211,7 @@ def test_backward_with_fixed_statistics_equals_the_reference(dtype, memory_forma
     fixed = p.affine[:1].contiguous()  # the gradient is a·G
     # one branch's statistics may be fixed and the other's not
     residual = (None, None) if branches == 1 else (p.residual, torch.randn(4, 24, dtype=fixed.dtype))
-    arguments = (p.grad, p.x, p.affine, fixed, p.residual, *residual, True, False)
+    arguments = (p.grad, p.x, p.affine, fixed, p.residual, *residual, True, 0)
     for result, expected in zip(
         ops.batch_norm_act_backward(*arguments), reference.batch_norm_act_backward(*arguments), strict=True
     ):
@@ -255,8 +290,11 @@ def test_an_empty_batch_gives_nan_statistics_and_empty_activations(memory_format
     sums = ops.batch_norm_act_reduce(x, x, p.moments, p.affine, None, None, None, True)
     assert torch.equal(sums, torch.zeros(2, 8))
     coefficients = torch.zeros(4, 8)
-    dx, _ = ops.batch_norm_act_backward(x, x, p.affine, coefficients, None, None, None, True, False)
+    dx, _ = ops.batch_norm_act_backward(x, x, p.affine, coefficients, None, None, None, True, 0)
     assert dx.shape == x.shape
+    assert ops.batch_norm_act(x, p.affine, x[:, :4], None, True, 2).shape == x.shape
+    _, masked = ops.batch_norm_act_backward(x, x, p.affine, coefficients, None, None, None, True, 4, 2)
+    assert masked.shape == (0, 4, 4, 4)
 
 
 @pytest.mark.parametrize(
@@ -277,6 +315,27 @@ def test_an_empty_batch_gives_nan_statistics_and_empty_activations(memory_format
             r"residual must have the memory format of x, contiguous",
         ),
         ({"residual_affine": torch.zeros(2, 8)}, r"residual_affine must have no value, as residual has"),
+        (
+            {"residual": torch.zeros(2, 5, 4, 5)},
+            r"residual must have the shape of x with fewer channels, \[2, 5, 4, 4\], got \[2, 5, 4, 5\]",
+        ),
+        (
+            {"residual": torch.zeros(2, 9, 4, 4)},
+            r"residual must have the shape of x, \[2, 8, 4, 4\], got \[2, 9, 4, 4\]",
+        ),
+        (
+            {"residual": torch.zeros(2, 0, 4, 4)},
+            r"residual must have the shape of x, \[2, 8, 4, 4\], got \[2, 0, 4, 4\]",
+        ),
+        (
+            {"residual": torch.zeros(2, 5, 4, 4), "residual_channel": 4},
+            "residual_channel must have a value from 0 to 3, got 4",
+        ),
+        ({"residual_channel": -1}, "residual_channel must have a value from 0 to 0, got -1"),
+        (
+            {"residual": torch.zeros(2, 5, 4, 4), "residual_affine": torch.zeros(2, 8)},
+            r"residual must have the shape of x, \[2, 8, 4, 4\], got \[2, 5, 4, 4\]",
+        ),
     ],
 )
 def test_errors_name_the_argument_what_was_wanted_and_what_came(change, message):
@@ -285,13 +344,31 @@ def test_errors_name_the_argument_what_was_wanted_and_what_came(change, message)
         ops.batch_norm_act(**{**arguments, **change}, relu=True)
 
 
+@pytest.mark.parametrize(
+    ("part", "message"),
+    [
+        ((9,), "masked_channels must have a value from 0 to 8, got 9"),
+        ((-1,), "masked_channels must have a value from 0 to 8, got -1"),
+        ((5, 4), "masked_channel must have a value from 0 to 3, got 4"),
+        ((5, -1), "masked_channel must have a value from 0 to 3, got -1"),
+    ],
+)
+def test_masked_channels_that_are_not_there_are_named(part, message):
+    x = torch.zeros(2, 8, 4, 4)
+    with pytest.raises(RuntimeError, match="fused_resnet::batch_norm_act_backward: " + message):
+        ops.batch_norm_act_backward(x, x, torch.zeros(2, 8), torch.zeros(4, 8), None, None, None, True, *part)
+
+
 def test_every_instruction_set_gives_the_same_activations():
     """In a process each, since the set is chosen once; sums are in double, so that only contraction may differ."""
     program = (
         "import sys, torch, fused_resnet.ops; from fused_resnet import engines; engines.load_cpu_library();"
         "torch.manual_seed(0); x = torch.randn(2, 40, 9, 9).to(memory_format=torch.channels_last);"
         "o = torch.ops.fused_resnet; m, a = o.batch_norm_stats(x, None, None, 1e-5);"
-        "torch.save((m, o.batch_norm_act(x.bfloat16(), a, None, None, True)), sys.stdout.buffer)"
+        "r = x[:, :11].clone(memory_format=torch.channels_last);"
+        "z = [o.batch_norm_act(x.bfloat16(), a, None, None, True), o.batch_norm_act(x, a, r, None, True, 7)];"
+        "torch.save((m, *z, *o.batch_norm_act_backward(x, x, a, a[:1], *z[1:], None, None, True, 11, 7)),"
+        " sys.stdout.buffer)"
     )
     native = pytest.importorskip("fused_resnet._C", reason="built without Python's headers")
     results = []
@@ -299,6 +376,6 @@ def test_every_instruction_set_gives_the_same_activations():
         environment = {**os.environ, "FUSED_RESNET_ISA": isa}
         run = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, check=True)
         results.append(torch.load(io.BytesIO(run.stdout)))
-    for moments, z in results[1:]:
-        assert_close(moments, results[0][0])
-        assert_close(z, results[0][1], ulps=1)
+    for other in results[1:]:
+        for result, expected in zip(other, results[0], strict=True):
+            assert_close(result, expected)

@@ -14,7 +14,7 @@ from torch import Tensor
 from fused_resnet import engines
 from fused_resnet.ops.batch_norm_act import reference
 from tests.accuracy import assert_as_accurate_as_stock
-from tests.ops.problem import EPS, Problem, assert_close, moments_of
+from tests.ops.problem import EPS, PARTS, Problem, assert_close, moments_of
 
 EMULATED = os.environ.get("FUSED_RESNET_CUDA_EMULATION")
 if EMULATED:
@@ -92,7 +92,8 @@ def check_backward(p, branches, mask, write_masked):
     expected_sums = reference.batch_norm_act_reduce(*arguments)
     coefficients = p.coefficients(expected_sums, 0)
     residual_coefficients = None if residual is None else p.coefficients(expected_sums, 1)
-    arguments = (p.grad, p.x, p.affine, coefficients, z, residual, residual_coefficients, relu, write_masked)
+    arguments = (p.grad, p.x, p.affine, coefficients, z, residual, residual_coefficients, relu)
+    arguments += (p.x.shape[1] if write_masked else 0,)
     expected = reference.batch_norm_act_backward(*arguments)
     for result, wanted in zip(ops.batch_norm_act_backward(*arguments), expected, strict=True):
         assert_close(result, wanted)
@@ -100,6 +101,23 @@ def check_backward(p, branches, mask, write_masked):
     if branches == 1:
         ops.batch_norm_act_backward_(p.grad, p.x, p.affine, coefficients, z, relu)
         assert_close(p.grad, expected[0])
+
+
+def check_part(p, channels, first, mask):
+    relu = mask != "linear"
+    arguments = (p.x, p.affine, p.part(channels, first), None, relu, first)
+    z = ops.batch_norm_act(*arguments)
+    assert z.stride() == p.x.stride()
+    assert_close(z, reference.batch_norm_act(*arguments))
+
+    coefficients = torch.randn(4, p.x.shape[1], device=DEVICE)
+    z = z if mask == "sign of z" else None
+    arguments = (p.grad, p.x, p.affine, coefficients, z, None, None, relu, channels, first)
+    dx, masked = ops.batch_norm_act_backward(*arguments)
+    expected, expected_masked = reference.batch_norm_act_backward(*arguments)
+    assert_close(dx, expected)
+    assert torch.equal(masked, expected_masked)
+    assert masked.is_contiguous(memory_format=torch.channels_last)
 
 
 @each_shape
@@ -142,6 +160,17 @@ def test_backward_equals_the_reference(dtype, shape, branches, mask, write_maske
     check_backward(problem(shape, dtype), branches, mask, write_masked)
 
 
+@pytest.mark.parametrize("mask", ["linear", "sign of x", "sign of z"])
+@pytest.mark.parametrize(("shape", "channels", "first"), PARTS, ids=str)
+@each_dtype
+def test_a_residual_of_fewer_channels_equals_the_reference(dtype, shape, channels, first, mask):
+    p = problem(shape, dtype)
+    # where the sign comes from x, an element within a rounding error of zero may fall on either side
+    preactivation = torch.addcmul(p.affine[1].view(1, -1, 1, 1), p.x.float(), p.affine[0].view(1, -1, 1, 1))
+    p.grad[preactivation.abs() < 1e-5] = 0
+    check_part(p, channels, first, mask)
+
+
 @pytest.mark.parametrize("branches", [1, 2])
 @pytest.mark.parametrize("mask", ["linear", "sign of x", "sign of z"])
 @each_dtype
@@ -152,7 +181,7 @@ def test_backward_with_fixed_statistics_equals_the_reference(dtype, mask, branch
     # one branch's statistics may be fixed and the other's not
     residual = (None, None) if branches == 1 else (p.residual, torch.randn(4, 24, device=DEVICE))
     z = p.residual if mask == "sign of z" else None
-    arguments = (p.grad, p.x, p.affine, fixed, z, *residual, mask != "linear", False)
+    arguments = (p.grad, p.x, p.affine, fixed, z, *residual, mask != "linear", 0)
     for result, expected in zip(
         ops.batch_norm_act_backward(*arguments), reference.batch_norm_act_backward(*arguments), strict=True
     ):
@@ -176,6 +205,7 @@ def test_addresses_that_no_wide_access_allows(dtype):
     check_statistics(p)
     check_apply(p, True, "second branch")
     check_backward(p, 1, "sign of x", True)
+    check_part(p, 32, 16, "sign of z")
     ops.add_masked_(p.x, p.grad, None, False)
 
 
@@ -243,8 +273,11 @@ def test_an_empty_batch_gives_nan_statistics_and_empty_activations():
     sums = ops.batch_norm_act_reduce(x, x, p.moments, p.affine, x, x, p.moments, True)
     assert torch.equal(sums, torch.zeros(4, 8, device=DEVICE))
     coefficients = torch.zeros(4, 8, device=DEVICE)
-    dx, _ = ops.batch_norm_act_backward(x, x, p.affine, coefficients, None, x, coefficients, True, False)
+    dx, _ = ops.batch_norm_act_backward(x, x, p.affine, coefficients, None, x, coefficients, True, 0)
     assert dx.shape == x.shape
+    assert ops.batch_norm_act(x, p.affine, x[:, :4], None, True, 2).shape == x.shape
+    _, masked = ops.batch_norm_act_backward(x, x, p.affine, coefficients, None, None, None, True, 4, 2)
+    assert masked.shape == (0, 4, 4, 4)
     ops.batch_norm_act_backward_(x, x, p.affine, coefficients, None, True)
     ops.add_masked_(x, x, x, True)
     nothing = torch.empty(2, 0, 4, 4, device=DEVICE)
@@ -263,12 +296,16 @@ def test_an_empty_batch_gives_nan_statistics_and_empty_activations():
         ({"affine": torch.zeros(2, 7)}, r"affine must have shape \[2, 8\], got \[2, 7\]"),
         ({"residual": torch.zeros(2, 8, 4, 4)}, r"residual must have the memory format of x, channels_last"),
         ({"residual_affine": torch.zeros(2, 8)}, r"residual_affine must have no value, as residual has"),
+        (
+            {"residual": torch.zeros(2, 5, 4, 4).to(memory_format=torch.channels_last), "residual_channel": 4},
+            "residual_channel must have a value from 0 to 3, got 4",
+        ),
     ],
 )
 def test_errors_name_the_argument_what_was_wanted_and_what_came(change, message):
     x = torch.zeros(2, 8, 4, 4).to(memory_format=torch.channels_last)
     arguments = {"x": x, "affine": torch.zeros(2, 8), "residual": None, "residual_affine": None, **change}
-    arguments = {name: t if t is None else t.to(DEVICE) for name, t in arguments.items()}
+    arguments = {name: t.to(DEVICE) if isinstance(t, Tensor) else t for name, t in arguments.items()}
     with pytest.raises(RuntimeError, match="fused_resnet::batch_norm_act: " + message):
         ops.batch_norm_act(**arguments, relu=True)
 
@@ -305,7 +342,7 @@ def test_every_operation_can_be_captured():
         z = ops.batch_norm_act(p.x, affine, p.residual, None, True)
         sums = ops.batch_norm_act_reduce(p.grad, p.x, moments, affine, z, None, None, True)
         *_, coefficients = ops.batch_norm_coefficients(sums, 0, moments, p.weight, EPS, p.count, True)
-        dx, _ = ops.batch_norm_act_backward(p.grad, p.x, affine, coefficients, z, None, None, True, True)
+        dx, _ = ops.batch_norm_act_backward(p.grad, p.x, affine, coefficients, z, None, None, True, 64)
         ops.add_masked_(dx, p.grad, z, True)
         return z, dx
 

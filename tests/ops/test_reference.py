@@ -74,7 +74,7 @@ def test_the_two_backward_passes_are_autograds_gradients(x, weight, bias, relu, 
         sums = bna.batch_norm_act_reduce(grad, x, moments, affine, saved, None, None, relu)
         count = x.numel() // x.shape[1]
         *gradients, coefficients = bna.batch_norm_coefficients(sums, 0, moments, weight, EPS, count, batch_stats)
-        dx, masked = bna.batch_norm_act_backward(grad, x, affine, coefficients, saved, None, None, relu, True)
+        dx, masked = bna.batch_norm_act_backward(grad, x, affine, coefficients, saved, None, None, relu, 4)
         torch.testing.assert_close(masked, grad * (z > 0) if relu else grad)
         for got, wanted in zip((dx, *gradients), expected, strict=True):
             torch.testing.assert_close(got, wanted)
@@ -97,8 +97,26 @@ def test_a_second_branch_gets_its_own_sums_and_gradient(x, weight, bias):
         bna.batch_norm_coefficients(sums, branch, m, weight, EPS, count, True)[2]
         for branch, m in enumerate((moments, moments_r))
     ]
-    got = bna.batch_norm_act_backward(grad, x, affine, coefficients[0], z.detach(), r, coefficients[1], True, False)
+    got = bna.batch_norm_act_backward(grad, x, affine, coefficients[0], z.detach(), r, coefficients[1], True, 0)
     torch.testing.assert_close(got, expected)
+
+
+@pytest.mark.parametrize(("channels", "first"), [(1, 0), (2, 1), (3, 1), (4, 0)])
+def test_a_residual_of_fewer_channels_is_padded_by_zeros(x, weight, bias, channels, first):
+    moments = moments_of(x)
+    affine = bna.batch_norm_affine(moments, weight, bias, EPS)
+    leaves = [t.clone().requires_grad_() for t in (x, torch.randn(3, channels, 5, 6, dtype=torch.float64))]
+    padded = F.pad(leaves[1], (0, 0, 0, 0, first, 4 - first - channels))
+    expected = (F.batch_norm(leaves[0], None, None, weight, bias, True, 0.0, EPS) + padded).relu()
+    z = bna.batch_norm_act(x, affine, leaves[1].detach(), None, True, first)
+    torch.testing.assert_close(z, expected)
+
+    grad = torch.randn_like(z)
+    sums = bna.batch_norm_act_reduce(grad, x, moments, affine, z, None, None, True)
+    *_, coefficients = bna.batch_norm_coefficients(sums, 0, moments, weight, EPS, 90, True)
+    got = bna.batch_norm_act_backward(grad, x, affine, coefficients, z, None, None, True, channels, first)
+    torch.testing.assert_close(got, torch.autograd.grad(expected, leaves, grad))
+    assert got[1].is_contiguous()
 
 
 POOLS = [([3, 3], [2, 2], [1, 1]), ([2, 2], [2, 2], [0, 0]), ([2, 3], [1, 2], [1, 0]), ([3, 3], [1, 1], [1, 1])]
@@ -144,7 +162,10 @@ def test_fakes_have_the_references_shapes_dtypes_and_strides(x, layout, dtype):
     calls = {
         "batch_norm_stats": [(x, None, None, EPS), (x, affine[0], affine[1], EPS)],
         "batch_norm_affine": [(moments, None, None, EPS), (moments, affine[0], affine[1], EPS)],
-        "batch_norm_act": [(x, affine, None, None, True), (x, affine, x, None, False), (x, affine, x, affine, True)],
+        "batch_norm_act": [
+            (x, affine, None, None, True), (x, affine, x, None, False), (x, affine, x, affine, True),
+            (x, affine, x[:, 1:3].contiguous(memory_format=layout), None, True, 1),
+        ],
         "batch_norm_act_": [(x.clone(), affine, None, None, True), (x.clone(), affine, x, affine, True)],
         "batch_norm_act_reduce": [
             (grad, x, moments, affine, None, None, None, True),
@@ -153,8 +174,8 @@ def test_fakes_have_the_references_shapes_dtypes_and_strides(x, layout, dtype):
         "batch_norm_coefficients": [(sums, 0, moments, None, EPS, 90, stats) for stats in (True, False)],
         "batch_norm_act_backward": [
             (grad, x, affine, c, None, None, None, *flags)
-            for c in (coefficients, frozen) for flags in itertools.product((True, False), repeat=2)
-        ] + [(grad, x, affine, coefficients, x, x.clone(), coefficients, True, False)],
+            for c in (coefficients, frozen) for flags in itertools.product((True, False), (0, 2, 4))
+        ] + [(grad, x, affine, coefficients, x, x.clone(), coefficients, True, 0)],
         "batch_norm_act_backward_": [(grad.clone(), x, affine, c, None, True) for c in (coefficients, frozen)],
         "update_running_stats_": [
             ([moments[0].clone()], [moments[1].clone()], [torch.tensor(3)], [moments], momentum)

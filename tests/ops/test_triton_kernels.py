@@ -15,7 +15,7 @@ from fused_resnet.ops.batch_norm_act import config, reference
 from fused_resnet.ops.batch_norm_act_pool import reference as pool_reference
 from fused_resnet.surgery import fuse
 from tests.accuracy import assert_as_accurate_as_stock, gradient_for
-from tests.ops.problem import EPS, Problem, assert_close
+from tests.ops.problem import EPS, PARTS, Problem, assert_close
 from tests.ops.triton_engine import triton_kernels
 
 # of the interpreter, which takes a program's number from an array
@@ -110,7 +110,7 @@ def test_backward_equals_the_reference(k, dtype, shape, second, mask, batch_stat
     sums = reference.batch_norm_act_reduce(*arguments)
     first = p.coefficients(sums, 0, batch_stats)
     other = None if residual is None else p.coefficients(sums, 1, not batch_stats)
-    arguments = (p.grad, p.x, p.affine, first, z, residual, other, relu, second == "masked")
+    arguments = (p.grad, p.x, p.affine, first, z, residual, other, relu, shape[1] if second == "masked" else 0)
     for result, expected in zip(
         k.batch_norm_act_backward(*arguments), reference.batch_norm_act_backward(*arguments), strict=True
     ):
@@ -120,6 +120,35 @@ def test_backward_equals_the_reference(k, dtype, shape, second, mask, batch_stat
         expected = reference.batch_norm_act_backward(*arguments)[0]
         k.batch_norm_act_backward_(p.grad, p.x, p.affine, first, z, relu)
         assert_close(p.grad, expected)
+
+
+@pytest.mark.parametrize("relu", [True, False], ids=["relu", "linear"])
+@pytest.mark.parametrize(("shape", "channels", "first"), PARTS, ids=str)
+@each_dtype
+def test_a_residual_of_fewer_channels_equals_the_reference(k, dtype, shape, channels, first, relu):
+    p = problem(shape, dtype)
+    arguments = (p.x, p.affine, p.part(channels, first), None, relu, first)
+    z = k.batch_norm_act(*arguments)
+    assert z.stride() == p.x.stride()
+    assert_close(z, reference.batch_norm_act(*arguments))
+
+    arguments = (
+        p.grad,
+        p.x,
+        p.affine,
+        torch.randn(4, shape[1]),
+        z if relu else None,
+        None,
+        None,
+        relu,
+        channels,
+        first,
+    )
+    dx, masked = k.batch_norm_act_backward(*arguments)
+    expected, expected_masked = reference.batch_norm_act_backward(*arguments)
+    assert_close(dx, expected)
+    assert torch.equal(masked, expected_masked)
+    assert masked.is_contiguous(memory_format=torch.channels_last)
 
 
 @pytest.mark.parametrize("relu", [True, False])
@@ -168,7 +197,7 @@ def test_an_empty_batch_gives_nan_statistics_and_empty_activations(k):
     assert all(result.isnan().all() for result in k.batch_norm_stats(x, None, None, EPS))
     assert k.batch_norm_act(x, p.affine, None, None, True).shape == x.shape
     assert torch.equal(k.batch_norm_act_reduce(x, x, p.moments, p.affine, None, None, None, True), torch.zeros(2, 8))
-    dx, _ = k.batch_norm_act_backward(x, x, p.affine, torch.zeros(4, 8), None, None, None, True, False)
+    dx, _ = k.batch_norm_act_backward(x, x, p.affine, torch.zeros(4, 8), None, None, None, True, 0)
     assert dx.shape == x.shape
 
 
@@ -184,7 +213,7 @@ def test_the_parts_of_a_reduction_cover_every_row_once(rows, channels):
 @pytest.mark.parametrize("memory_format", [torch.channels_last, torch.contiguous_format], ids=["NHWC", "NCHW"])
 @pytest.mark.parametrize("autocast", [None, torch.bfloat16], ids=["fp32", "bf16"])
 def test_a_network_of_these_kernels_is_as_accurate_as_stock(k, monkeypatch, autocast, memory_format):
-    """The stem, identity blocks and a projection, forward and backward, in either memory format of the input."""
+    """The stem and every kind of shortcut, forward and backward, in either memory format of the input."""
     if torch.cuda.is_available():
         pytest.skip("tests/test_cuda.py has whole networks on a GPU")
 
@@ -201,7 +230,8 @@ def test_a_network_of_these_kernels_is_as_accurate_as_stock(k, monkeypatch, auto
         torch.nn.Conv2d(3, 16, 3, bias=False), torch.nn.BatchNorm2d(16), torch.nn.ReLU(), torch.nn.MaxPool2d(3, 2, 1)
     )
     resnet = models.resnet20()
-    model = torch.nn.Sequential(stem, resnet.layer1[0], resnet.layer2[0]).to(memory_format=memory_format)
+    padded = models.resnet20(shortcut="A").layer3[0]
+    model = torch.nn.Sequential(stem, resnet.layer1[0], resnet.layer2[0], padded).to(memory_format=memory_format)
     for module in model.modules():
         if isinstance(module, torch.nn.BatchNorm2d):  # no ReLU's input is near 0, where no dtype is right
             torch.nn.init.constant_(module.bias, 6)
@@ -213,6 +243,6 @@ def test_a_network_of_these_kernels_is_as_accurate_as_stock(k, monkeypatch, auto
     monkeypatch.setattr(ops, "kernels", lambda *args: served.append(args) or k)
     assert chain_ops.ops is ops
     results = step(fused, x, autocast)
-    assert len(served) >= 6
-    assert sum(isinstance(module, blocks.FusedModule) for module in fused.modules()) == 3
+    assert len(served) >= 8
+    assert sum(isinstance(module, blocks.FusedModule) for module in fused.modules()) == 4
     assert_as_accurate_as_stock(results, stock, exact)

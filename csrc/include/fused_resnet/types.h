@@ -19,6 +19,12 @@ struct Range {
   int64_t size() const { return end - begin; }
 };
 
+// Some of an activation's channels: `count` of them, from `first` on.
+struct ChannelPart {
+  int64_t first;
+  int64_t count;
+};
+
 // A dense activation as rows of one length, so that one loop serves both memory formats:
 //
 //   channels_last   a row is `length = repeat * channels` columns: whole pixels side by side, and column j belongs to

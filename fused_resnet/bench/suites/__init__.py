@@ -101,6 +101,7 @@ SUITES = {
             {"model": 9, "dtype": 5, "kernels": 13},
             measure_profile,
             contest=False,
+            without=(LEAN,),
         ),
         Suite(
             "roofline",

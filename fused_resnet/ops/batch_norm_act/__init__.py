@@ -18,7 +18,14 @@ def _fake_affine(moments: Tensor, weight: Tensor | None, bias: Tensor | None, ep
     return moments.new_empty(2, moments.shape[1])
 
 
-def _fake_act(x: Tensor, affine: Tensor, residual: Tensor | None, residual_affine: Tensor | None, relu: bool) -> Tensor:
+def _fake_act(
+    x: Tensor,
+    affine: Tensor,
+    residual: Tensor | None,
+    residual_affine: Tensor | None,
+    relu: bool,
+    residual_channel: int = 0,
+) -> Tensor:
     return torch.empty_like(x)
 
 
@@ -59,11 +66,12 @@ def _fake_backward(
     residual: Tensor | None,
     residual_coefficients: Tensor | None,
     relu: bool,
-    write_masked: bool,
+    masked_channels: int,
+    masked_channel: int = 0,
 ) -> tuple[Tensor, Tensor]:
     if residual is not None:
         return torch.empty_like(x), torch.empty_like(residual)
-    return torch.empty_like(x), torch.empty_like(grad) if write_masked else grad.new_empty(0)
+    return torch.empty_like(x), torch.empty_like(grad[:, :masked_channels]) if masked_channels else grad.new_empty(0)
 
 
 def _fake_backward_(
@@ -98,7 +106,8 @@ OPERATIONS = {
     ),
     "batch_norm_affine": ("(Tensor moments, Tensor? weight, Tensor? bias, float eps) -> Tensor", _fake_affine),
     "batch_norm_act": (
-        "(Tensor x, Tensor affine, Tensor? residual, Tensor? residual_affine, bool relu) -> Tensor",
+        "(Tensor x, Tensor affine, Tensor? residual, Tensor? residual_affine, bool relu, int residual_channel=0)"
+        " -> Tensor",
         _fake_act,
     ),
     "batch_norm_act_": (
@@ -117,7 +126,7 @@ OPERATIONS = {
     ),
     "batch_norm_act_backward": (
         "(Tensor grad, Tensor x, Tensor affine, Tensor coefficients, Tensor? z, Tensor? residual,"
-        " Tensor? residual_coefficients, bool relu, bool write_masked) -> (Tensor, Tensor)",
+        " Tensor? residual_coefficients, bool relu, SymInt masked_channels, int masked_channel=0) -> (Tensor, Tensor)",
         _fake_backward,
     ),
     "batch_norm_act_backward_": (

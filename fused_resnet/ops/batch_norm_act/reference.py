@@ -49,15 +49,23 @@ def batch_norm_affine(moments: Tensor, weight: Tensor | None, bias: Tensor | Non
 
 
 def batch_norm_act(
-    x: Tensor, affine: Tensor, residual: Tensor | None, residual_affine: Tensor | None, relu: bool
+    x: Tensor,
+    affine: Tensor,
+    residual: Tensor | None,
+    residual_affine: Tensor | None,
+    relu: bool,
+    residual_channel: int = 0,
 ) -> Tensor:
     """Compute ``z = act(a·x + b + R)``.
 
-    ``R`` is 0, the residual, or ``a_r·residual + b_r`` where ``residual_affine`` is given.
+    ``R`` is 0, the residual, or ``a_r·residual + b_r`` where ``residual_affine`` is given.  A residual without affine
+    may have fewer channels than ``x``: its first is added to channel ``residual_channel``, and ``R`` of the channels
+    that it does not reach is 0.
     """
     z = _scale_shift(x, affine)
     if residual is not None:
-        z = z + (residual if residual_affine is None else _scale_shift(residual, residual_affine))
+        part = z[:, residual_channel : residual_channel + residual.shape[1]]
+        part += residual if residual_affine is None else _scale_shift(residual, residual_affine)
     return (z.relu() if relu else z).to(x.dtype)
 
 
@@ -117,18 +125,21 @@ def batch_norm_act_backward(
     residual: Tensor | None,
     residual_coefficients: Tensor | None,
     relu: bool,
-    write_masked: bool,
+    masked_channels: int,
+    masked_channel: int = 0,
 ) -> tuple[Tensor, Tensor]:
     """Compute ``dx = a·((G − g0) − k·(x − mean))``; returns (dx, second).
 
     ``G`` is that of :func:`batch_norm_act_reduce`.  ``second`` is the same of the residual where there is a second
-    branch, ``G`` where ``write_masked``, and empty otherwise.
+    branch, else ``G`` of ``masked_channels`` channels, dense, the first of which is ``masked_channel``; empty where
+    they are none.
     """
     masked = _mask(grad, x, affine, z, relu)
     if residual is not None and residual_coefficients is not None:
         second = _input_gradient(masked, residual, residual_coefficients).to(residual.dtype)
     else:
-        second = _written(masked, grad) if write_masked else grad.new_empty(0)
+        written = masked[:, masked_channel : masked_channel + masked_channels]
+        second = written.to(grad.dtype, copy=True) if masked_channels else grad.new_empty(0)
     return _input_gradient(masked, x, coefficients).to(x.dtype), second
 
 
@@ -136,7 +147,7 @@ def batch_norm_act_backward_(
     grad: Tensor, x: Tensor, affine: Tensor, coefficients: Tensor, z: Tensor | None, relu: bool
 ) -> None:
     """Compute the ``dx`` of :func:`batch_norm_act_backward` of one branch into ``grad``, which is lost."""
-    grad.copy_(batch_norm_act_backward(grad, x, affine, coefficients, z, None, None, relu, False)[0])
+    grad.copy_(batch_norm_act_backward(grad, x, affine, coefficients, z, None, None, relu, 0)[0])
 
 
 def masked_grad(grad: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
@@ -192,10 +203,6 @@ def _mask(grad: Tensor, x: Tensor, affine: Tensor, z: Tensor | None, relu: bool)
 def _sums(grad: Tensor, x: Tensor, moments: Tensor) -> list[Tensor]:
     centred = x.to(moments.dtype) - _channels(moments[0])
     return [grad.sum((0, 2, 3)), (grad * centred).sum((0, 2, 3))]
-
-
-def _written(masked: Tensor, grad: Tensor) -> Tensor:
-    return grad.clone() if masked is grad else masked.to(grad.dtype)
 
 
 def _input_gradient(grad: Tensor, x: Tensor, coefficients: Tensor) -> Tensor:

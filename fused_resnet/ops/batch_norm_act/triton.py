@@ -54,6 +54,17 @@ def _scale_shift(x, affine, C, columns, mask):
 
 
 @triton.jit
+def _in_part(rows, columns, inside, CHANNEL: tl.constexpr, CHANNELS: tl.constexpr):
+    """Where a tile is in a tensor of only ``CHANNELS`` channels, from ``CHANNEL`` on: offsets, and what it has.
+
+    Constants, so that the compiler sees which of the tile's 16-byte accesses are whole.
+    """
+    columns -= CHANNEL
+    has = (columns >= 0) & (columns < CHANNELS)
+    return rows[:, None] * CHANNELS + columns[None, :], inside & has[None, :]
+
+
+@triton.jit
 def _masked(grad, value):
     """``G``: grad, or 0 where ``value <= 0``; NaN passes."""
     return tl.where(value <= 0, 0.0, grad)
@@ -184,12 +195,14 @@ def _act_kernel(
     RESIDUAL: tl.constexpr,
     RESIDUAL_AFFINE: tl.constexpr,
     RELU: tl.constexpr,
+    PART_CHANNEL: tl.constexpr,
+    PART_CHANNELS: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """``z = act(a·x + b + R)``, R = 0, residual, or ``a_r·residual + b_r``.
+    """``z = act(a·x + b + R)``, R = 0, residual, or ``a_r·residual + b_r``; the residual has all channels or a part.
 
-    Bytes: 2s an element, 3s with a residual.
+    Bytes: 2s an element, and s for each of the residual.
     """
     tile, columns, mask = split_program(tl.program_id(0), C, BLOCK_C)
     rows = tile * BLOCK_M + tl.arange(0, BLOCK_M)
@@ -197,7 +210,11 @@ def _act_kernel(
     inside = (rows < M)[:, None] & mask[None, :]
     value = _scale_shift(tl.load(x + at, inside, 0.0).to(tl.float32), affine, C, columns, mask)
     if RESIDUAL:
-        side = tl.load(residual + at, inside, 0.0).to(tl.float32)
+        if PART_CHANNELS:
+            side_at, side_inside = _in_part(rows, columns, inside, PART_CHANNEL, PART_CHANNELS)
+        else:
+            side_at, side_inside = at, inside
+        side = tl.load(residual + side_at, side_inside, 0.0).to(tl.float32)
         if RESIDUAL_AFFINE:
             side = _scale_shift(side, residual_affine, C, columns, mask)
         value += side
@@ -340,10 +357,12 @@ def _backward_kernel(
     WRITE_MASKED: tl.constexpr,
     BATCH_STATS: tl.constexpr,
     RESIDUAL_BATCH_STATS: tl.constexpr,
+    PART_CHANNEL: tl.constexpr,
+    PART_CHANNELS: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """``dx = a·((G − g0) − k·(x − mean))``, and second: the same of the residual, or ``G``.
+    """``dx = a·((G − g0) − k·(x − mean))``, and second: the same of the residual, or ``G`` of all channels or a part.
 
     Bytes: 3s an element, s for each of z and masked, 2s for a residual.
     """
@@ -365,6 +384,8 @@ def _backward_kernel(
         result = _input_gradient(masked, side, residual_coefficients, C, columns, mask, RESIDUAL_BATCH_STATS)
         tl.store(second + at, result.to(second.dtype.element_ty), inside)
     if WRITE_MASKED:
+        if PART_CHANNELS:
+            at, inside = _in_part(rows, columns, inside, PART_CHANNEL, PART_CHANNELS)
         tl.store(second + at, masked.to(second.dtype.element_ty), inside)
 
 
@@ -414,15 +435,21 @@ def batch_norm_affine(moments: Tensor, weight: Tensor | None, bias: Tensor | Non
 
 
 def batch_norm_act(
-    x: Tensor, affine: Tensor, residual: Tensor | None, residual_affine: Tensor | None, relu: bool
+    x: Tensor,
+    affine: Tensor,
+    residual: Tensor | None,
+    residual_affine: Tensor | None,
+    relu: bool,
+    residual_channel: int = 0,
 ) -> Tensor:
     """Compute ``z = act(a·x + b + R)``."""
     z = torch.empty_like(x)
     rows, channels, cut, grid = _pass(x)
+    part = (0, 0) if residual is None else _part(residual_channel, residual.shape[1], channels)
     if grid:
         _act_kernel[grid,](
             x, affine, residual, residual_affine, z, rows, channels, residual is not None, residual_affine is not None,
-            relu, cut.rows, cut.channels, num_warps=cut.warps,
+            relu, *part, cut.rows, cut.channels, num_warps=cut.warps,
         )  # fmt: skip
     return z
 
@@ -478,12 +505,19 @@ def batch_norm_act_backward(
     residual: Tensor | None,
     residual_coefficients: Tensor | None,
     relu: bool,
-    write_masked: bool,
+    masked_channels: int,
+    masked_channel: int = 0,
 ) -> tuple[Tensor, Tensor]:
     """Compute ``dx``, and the second branch's or ``G`` or nothing."""
     dx = torch.empty_like(x)
-    second = torch.empty_like(grad) if residual is not None or write_masked else grad.new_empty(0)
-    _launch_backward(grad, x, affine, coefficients, z, residual, residual_coefficients, dx, second, relu, write_masked)
+    if residual is not None:
+        second = torch.empty_like(residual)
+    else:
+        second = torch.empty_like(grad[:, :masked_channels]) if masked_channels else grad.new_empty(0)
+    _launch_backward(
+        grad, x, affine, coefficients, z, residual, residual_coefficients, dx, second, relu, masked_channels,
+        masked_channel,
+    )  # fmt: skip
     return dx, second
 
 
@@ -491,7 +525,7 @@ def batch_norm_act_backward_(
     grad: Tensor, x: Tensor, affine: Tensor, coefficients: Tensor, z: Tensor | None, relu: bool
 ) -> None:
     """Compute ``dx`` into ``grad``, which is lost: every element is read before it is written, by one thread."""
-    _launch_backward(grad, x, affine, coefficients, z, None, None, grad, None, relu, False)
+    _launch_backward(grad, x, affine, coefficients, z, None, None, grad, None, relu, 0, 0)
 
 
 def _launch_backward(
@@ -505,15 +539,16 @@ def _launch_backward(
     dx: Tensor,
     second: Tensor | None,
     relu: bool,
-    write_masked: bool,
+    masked_channels: int,
+    masked_channel: int,
 ) -> None:
     rows, channels, cut, grid = _pass(x)
     if grid:
         _backward_kernel[grid,](
             grad, x, affine, coefficients, z, residual, residual_coefficients, dx, second, rows, channels,
-            relu, z is not None, residual is not None, write_masked and residual is None, coefficients.shape[0] == 4,
-            residual_coefficients is not None and residual_coefficients.shape[0] == 4, cut.rows, cut.channels,
-            num_warps=cut.warps,
+            relu, z is not None, residual is not None, masked_channels > 0 and residual is None,
+            coefficients.shape[0] == 4, residual_coefficients is not None and residual_coefficients.shape[0] == 4,
+            *_part(masked_channel, masked_channels, channels), cut.rows, cut.channels, num_warps=cut.warps,
         )  # fmt: skip
 
 
@@ -524,6 +559,11 @@ def add_masked_(dx: Tensor, grad: Tensor, z: Tensor | None, relu: bool) -> None:
         _add_masked_kernel[config.ceil_div(numel, config.FLAT_ELEMENTS),](
             dx, grad, z, numel, relu and z is not None, config.FLAT_ELEMENTS, num_warps=config.FLAT_WARPS
         )
+
+
+def _part(channel: int, part: int, channels: int) -> tuple[int, int]:
+    """Return a kernel's PART_CHANNEL and PART_CHANNELS: where a part of the channels is; zeros for all of them."""
+    return (channel, part) if part < channels else (0, 0)
 
 
 def _pass(x: Tensor) -> tuple[int, int, config.Tile, int]:

@@ -51,7 +51,7 @@ struct BatchNormAffine {
 };
 cudaError_t batch_norm_affine(const Launch& launch, const BatchNormAffine& op);
 
-// z = act(a·x + b + R), with R = 0, residual, or a_r·residual + b_r.  Bytes: 2s an element, 3s with a residual.
+// z = act(a·x + b + R), with R = 0, residual, or a_r·residual + b_r.  Bytes: 2s an element, s for each of the residual.
 struct BatchNormAct {
   Matrix matrix;
   const void* x;
@@ -60,6 +60,7 @@ struct BatchNormAct {
   const float* residual_affine;  // [2, channels], or null
   void* z;
   bool relu;
+  ChannelPart residual_part;  // the channels that the residual has; all where there is a residual_affine
 };
 cudaError_t batch_norm_act(const Launch& launch, const BatchNormAct& op);
 
@@ -119,6 +120,7 @@ struct BatchNormActBackward {
   const void* residual;  // or null
   Coefficients residual_coefficients;
   void* residual_dx;
+  ChannelPart masked_part;  // the channels of masked
 };
 cudaError_t batch_norm_act_backward(const Launch& launch, const BatchNormActBackward& op);
 

@@ -66,8 +66,9 @@ struct Plan {
 };
 
 // Channels of a thread: as many as make 16 bytes, or one where the channels or an address do not allow that.  The
-// pointers are those of all activations and per-channel rows that a kernel reads or writes, null ones included.
-int vector_width(const Matrix& matrix, std::initializer_list<const void*> pointers);
+// pointers are those of all activations and per-channel rows that a kernel reads or writes, null ones included; `part`
+// are the channels of a tensor that lacks some.
+int vector_width(const Matrix& matrix, std::initializer_list<const void*> pointers, ChannelPart part = {0, 0});
 
 // vector: vector_width().
 Plan plan(const Matrix& matrix, int vector, Occupancy occupancy, int multiprocessors);
