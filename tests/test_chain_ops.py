@@ -11,6 +11,7 @@ from tests.test_chain import images, make
 NAMES = [
     "basic",
     "bottleneck, stride 2",
+    "wide, stride 2",
     "pre-activation",
     "stem",
     "basic, conv bias",
