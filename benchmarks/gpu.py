@@ -76,6 +76,7 @@ def parts(device: torch.device) -> dict[str, tuple[Step, ...]]:
     every_engine = f"--engine {' '.join(serving or ['reference'])}"
     half = "bf16 fp16" if device.type == "cuda" else "bf16"
     both = f"--dtype {half}"
+    peers = "--peers fused lean compile"
     return {
         "facts": (
             Step("doctor", ("-m", "fused_resnet", "doctor"), 60, records=False),
@@ -90,16 +91,15 @@ def parts(device: torch.device) -> dict[str, tuple[Step, ...]]:
             # compiles some hundred variants
             Step("tests-triton", ("-m", "pytest", "-q", "-x", "tests/ops/test_triton_kernels.py"), 150, records=False),
             bench("op", f"op {every_engine} {both}", 200, graph=True),
-            bench(
-                "block", f"block --peers fused lean {every_engine} {both}", 180, models="resnet50 resnet18", graph=True
-            ),
-            bench("block-compile", "block --peers fused compile --dtype bf16", 180, models="resnet50", graph=True),
+            bench("block", f"block {every_engine} {both}", 180, models="resnet50 resnet18", graph=True),
+            bench("block-peers", f"block {peers} --dtype bf16", 180, models="resnet50", graph=True),
         ),
         "networks": (
-            bench("model", f"model --peers fused compile {both}", 240, models="resnet50 resnet18"),
-            bench("model-graph", f"model --peers fused compile {both}", 200, models="resnet50 resnet18", graph=True),
-            bench("memory", "memory --peers fused lean compile --dtype bf16", 100, models="resnet50 resnet18"),
+            bench("model", f"model {peers} {both}", 240, models="resnet50 resnet18"),
+            bench("model-graph", f"model {peers} {both}", 200, models="resnet50 resnet18", graph=True),
+            bench("memory", f"memory {peers} --dtype bf16", 100, models="resnet50 resnet18"),
             bench("profile", "profile --peers fused compile --dtype bf16", 100, models="resnet50"),
+            bench("timm", "model --model resnet50 --peers fused timm --dtype bf16", 60),
             bench("max-autotune", "model --peers fused compile-max-autotune --dtype bf16", 240, models="resnet50"),
         ),
     }
