@@ -113,13 +113,11 @@ Tensor batch_norm_affine(const Tensor& moments, const OptionalTensor& weight, co
   return affine;
 }
 
-Tensor batch_norm_act(const Tensor& x, const Tensor& affine, const OptionalTensor& residual,
-                      const OptionalTensor& residual_affine, bool relu, int64_t residual_channel) {
-  const Arguments arguments("batch_norm_act", "x", x);
+// z of batch_norm_act into `out`, which is x itself or a tensor beside it.
+void apply(const Arguments& arguments, const Tensor& x, const Tensor& affine, const OptionalTensor& residual,
+           const OptionalTensor& residual_affine, bool relu, int64_t residual_channel, const Tensor& out) {
   check_batch_norm_act(arguments, affine, residual, residual_affine, residual_channel);
-
   const Device device(arguments);
-  Tensor z = empty_beside(x);
   device.check(
       cuda::batch_norm_act(device.launch(), {
                                                 matrix_of(arguments),
@@ -127,11 +125,23 @@ Tensor batch_norm_act(const Tensor& x, const Tensor& affine, const OptionalTenso
                                                 floats(affine),
                                                 data(residual),
                                                 floats(residual_affine),
-                                                z.mutable_data_ptr(),
+                                                out.mutable_data_ptr(),
                                                 relu,
                                                 {residual_channel, residual.has_value() ? residual->size(1) : 0},
                                             }));
+}
+
+Tensor batch_norm_act(const Tensor& x, const Tensor& affine, const OptionalTensor& residual,
+                      const OptionalTensor& residual_affine, bool relu, int64_t residual_channel) {
+  const Arguments arguments("batch_norm_act", "x", x);
+  Tensor z = empty_beside(x);
+  apply(arguments, x, affine, residual, residual_affine, relu, residual_channel, z);
   return z;
+}
+
+void batch_norm_act_(const Tensor& x, const Tensor& affine, const OptionalTensor& residual,
+                     const OptionalTensor& residual_affine, bool relu) {
+  apply({"batch_norm_act_", "x", x}, x, affine, residual, residual_affine, relu, 0, x);
 }
 
 Tensor batch_norm_act_reduce(const Tensor& grad, const Tensor& x, const Tensor& moments, const Tensor& affine,
@@ -253,6 +263,7 @@ STABLE_TORCH_LIBRARY_IMPL(fused_resnet, CUDA, m) {
   m.impl("batch_norm_stats", TORCH_BOX(&fused_resnet::batch_norm_stats));
   m.impl("batch_norm_affine", TORCH_BOX(&fused_resnet::batch_norm_affine));
   m.impl("batch_norm_act", TORCH_BOX(&fused_resnet::batch_norm_act));
+  m.impl("batch_norm_act_", TORCH_BOX(&fused_resnet::batch_norm_act_));
   m.impl("batch_norm_act_reduce", TORCH_BOX(&fused_resnet::batch_norm_act_reduce));
   m.impl("batch_norm_coefficients", TORCH_BOX(&fused_resnet::batch_norm_coefficients));
   m.impl("batch_norm_act_backward", TORCH_BOX(&fused_resnet::batch_norm_act_backward));

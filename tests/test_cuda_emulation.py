@@ -126,5 +126,6 @@ def test_the_library_loads_without_a_driver_and_registers_its_operations():
         *OPERATIONS,
         "batch_norm_affine",
         "batch_norm_coefficients",
+        "batch_norm_act_",
         "batch_norm_act_backward_",
     }

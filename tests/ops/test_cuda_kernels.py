@@ -73,6 +73,8 @@ def check_apply(p, relu, branch):
     z = ops.batch_norm_act(*arguments)
     assert z.stride() == p.x.stride()
     assert_close(z, reference.batch_norm_act(*arguments))
+    ops.batch_norm_act_(*arguments)
+    assert torch.equal(p.x, z)
 
 
 def check_backward(p, branches, mask, write_masked):
@@ -203,9 +205,9 @@ def test_adding_the_shortcut_equals_the_reference(dtype, shape, relu):
 def test_addresses_that_no_wide_access_allows(dtype):
     p = problem((2, 64, 9, 9), dtype, offset=1)
     check_statistics(p)
-    check_apply(p, True, "second branch")
     check_backward(p, 1, "sign of x", True)
     check_part(p, 32, 16, "sign of z")
+    check_apply(p, True, "second branch")
     ops.add_masked_(p.x, p.grad, None, False)
 
 
@@ -268,6 +270,7 @@ def test_an_empty_batch_gives_nan_statistics_and_empty_activations():
     x = torch.empty(0, 8, 4, 4, device=DEVICE)
     assert all(result.isnan().all() for result in ops.batch_norm_stats(x, None, None, EPS))
     assert ops.batch_norm_act(x, p.affine, x, p.affine, True).shape == x.shape
+    ops.batch_norm_act_(x, p.affine, x, p.affine, True)
     sums = ops.batch_norm_act_reduce(x, x, p.moments, p.affine, None, None, None, True)
     assert torch.equal(sums, torch.zeros(2, 8, device=DEVICE))
     sums = ops.batch_norm_act_reduce(x, x, p.moments, p.affine, x, x, p.moments, True)

@@ -52,6 +52,7 @@ struct BatchNormAffine {
 cudaError_t batch_norm_affine(const Launch& launch, const BatchNormAffine& op);
 
 // z = act(a·x + b + R), with R = 0, residual, or a_r·residual + b_r.  Bytes: 2s an element, s for each of the residual.
+// z may be x.
 struct BatchNormAct {
   Matrix matrix;
   const void* x;
