@@ -248,6 +248,27 @@ void batch_norm_act_backward_(const Tensor& grad, const Tensor& x, const Tensor&
                                                               }));
 }
 
+std::tuple<Tensor, Tensor> masked_grad(const Tensor& grad, const Tensor& z) {
+  const Arguments arguments("masked_grad", "grad", grad);
+  arguments.check_like("z", z);
+  const Device device(arguments);
+  const cuda::Matrix matrix = matrix_of(arguments);
+  Tensor masked = empty_beside(grad), sum_grad = empty_channels(arguments);
+  const int vector = cuda::vector_width(matrix, {data(grad), data(z), data(masked)});
+  const cuda::Plan plan = cuda::reduction_plan(matrix, vector, device.launch().multiprocessors);
+  Tensor partial = empty_partial(arguments, plan, 1, ScalarType::Float);
+  device.check(cuda::masked_grad(device.launch(), {
+                                                      plan,
+                                                      matrix.dtype,
+                                                      data(grad),
+                                                      data(z),
+                                                      masked.mutable_data_ptr(),
+                                                      mutable_floats(partial),
+                                                      mutable_floats(sum_grad),
+                                                  }));
+  return {masked, sum_grad};
+}
+
 void add_masked_(const Tensor& dx, const Tensor& grad, const OptionalTensor& z, bool relu) {
   const Arguments arguments("add_masked_", "dx", dx);
   check_add_masked(arguments, grad, z, relu);
@@ -268,5 +289,6 @@ STABLE_TORCH_LIBRARY_IMPL(fused_resnet, CUDA, m) {
   m.impl("batch_norm_coefficients", TORCH_BOX(&fused_resnet::batch_norm_coefficients));
   m.impl("batch_norm_act_backward", TORCH_BOX(&fused_resnet::batch_norm_act_backward));
   m.impl("batch_norm_act_backward_", TORCH_BOX(&fused_resnet::batch_norm_act_backward_));
+  m.impl("masked_grad", TORCH_BOX(&fused_resnet::masked_grad));
   m.impl("add_masked_", TORCH_BOX(&fused_resnet::add_masked_));
 }

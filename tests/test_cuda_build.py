@@ -64,7 +64,7 @@ def occupancy(name: str) -> tuple[int, int]:
     text = (ROOT / "csrc/include/fused_resnet/cuda/plan.h").read_text()
     table = {kind: (int(t), int(b)) for kind, t, b in re.findall(r"k(\w+)Occupancy = {(\d+), (\d+)}", text)}
     kinds = {"stats_kernel": "Reduction", "reduce_kernel": "Reduction", "act_kernel": "Act"}
-    kinds |= {"backward_kernel": "Backward", "add_masked_kernel": "AddMasked"}
+    kinds |= {"masked_grad_kernel": "Reduction", "backward_kernel": "Backward", "add_masked_kernel": "AddMasked"}
     if "finish_" in name:
         return 256, 1
     return next((table[kind] for kernel, kind in kinds.items() if f"{len(kernel)}{kernel}" in name), (128, 1))
@@ -118,6 +118,8 @@ def test_vector_kernels_move_16_bytes_at_a_time(sass):
             continue
         checked += 1
         assert set(widths["LDG"]) == {"128"}, name
-        if "stats_kernel" not in name and "reduce_kernel" not in name:  # those write partial sums
+        if "masked_grad_kernel" in name:  # writes partial sums, too
+            assert set(widths["STG"]) == {"128", "32"}, name
+        elif "stats_kernel" not in name and "reduce_kernel" not in name:  # those write nothing else
             assert set(widths["STG"]) == {"128"}, name
-    assert checked == 3 * (1 + 4 + 3 + 6 + 1)  # dtypes x (stats, reduce, act, backward, add)
+    assert checked == 3 * (1 + 4 + 1 + 3 + 6 + 1)  # dtypes x (stats, reduce, masked gradient, act, backward, add)

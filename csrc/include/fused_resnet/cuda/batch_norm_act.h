@@ -88,6 +88,19 @@ struct BatchNormActReduce {
 };
 cudaError_t batch_norm_act_reduce(const Launch& launch, const BatchNormActReduce& op);
 
+// masked = G = grad, or 0 where z <= 0, and sums = ΣG, in two kernels.
+// Bytes: 3s an element; 4 a channel and part for the partial sums.
+struct MaskedGrad {
+  Plan plan;  // reduction_plan()
+  DType dtype;
+  const void* grad;
+  const void* z;
+  void* masked;
+  float* partial;  // [parts, channels]
+  float* sums;     // [channels]
+};
+cudaError_t masked_grad(const Launch& launch, const MaskedGrad& op);
+
 // dγ = rstd·ΣG·(x − mean), dβ = ΣG;  a, g0 = dβ/m, k = rstd·dγ/m, mean, with m = count.
 struct BatchNormCoefficients {
   int64_t channels;
