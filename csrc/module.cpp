@@ -17,7 +17,7 @@ fused_resnet::cuda::Plan cuda_plan(const std::string& operation, const fused_res
                                    int multiprocessors) {
   namespace cuda = fused_resnet::cuda;
   const int vector = cuda::vector_width(matrix, {});
-  if (operation == "batch_norm_stats" || operation == "batch_norm_act_reduce") {
+  if (operation == "batch_norm_stats" || operation == "batch_norm_act_reduce" || operation == "masked_grad") {
     return cuda::reduction_plan(matrix, vector, multiprocessors);
   }
   const cuda::Occupancy occupancy = operation == "batch_norm_act"            ? cuda::kActOccupancy

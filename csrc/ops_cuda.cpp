@@ -113,13 +113,11 @@ Tensor batch_norm_affine(const Tensor& moments, const OptionalTensor& weight, co
   return affine;
 }
 
-Tensor batch_norm_act(const Tensor& x, const Tensor& affine, const OptionalTensor& residual,
-                      const OptionalTensor& residual_affine, bool relu, int64_t residual_channel) {
-  const Arguments arguments("batch_norm_act", "x", x);
+// z of batch_norm_act into `out`, which is x itself or a tensor beside it.
+void apply(const Arguments& arguments, const Tensor& x, const Tensor& affine, const OptionalTensor& residual,
+           const OptionalTensor& residual_affine, bool relu, int64_t residual_channel, const Tensor& out) {
   check_batch_norm_act(arguments, affine, residual, residual_affine, residual_channel);
-
   const Device device(arguments);
-  Tensor z = empty_beside(x);
   device.check(
       cuda::batch_norm_act(device.launch(), {
                                                 matrix_of(arguments),
@@ -127,11 +125,23 @@ Tensor batch_norm_act(const Tensor& x, const Tensor& affine, const OptionalTenso
                                                 floats(affine),
                                                 data(residual),
                                                 floats(residual_affine),
-                                                z.mutable_data_ptr(),
+                                                out.mutable_data_ptr(),
                                                 relu,
                                                 {residual_channel, residual.has_value() ? residual->size(1) : 0},
                                             }));
+}
+
+Tensor batch_norm_act(const Tensor& x, const Tensor& affine, const OptionalTensor& residual,
+                      const OptionalTensor& residual_affine, bool relu, int64_t residual_channel) {
+  const Arguments arguments("batch_norm_act", "x", x);
+  Tensor z = empty_beside(x);
+  apply(arguments, x, affine, residual, residual_affine, relu, residual_channel, z);
   return z;
+}
+
+void batch_norm_act_(const Tensor& x, const Tensor& affine, const OptionalTensor& residual,
+                     const OptionalTensor& residual_affine, bool relu) {
+  apply({"batch_norm_act_", "x", x}, x, affine, residual, residual_affine, relu, 0, x);
 }
 
 Tensor batch_norm_act_reduce(const Tensor& grad, const Tensor& x, const Tensor& moments, const Tensor& affine,
@@ -238,6 +248,27 @@ void batch_norm_act_backward_(const Tensor& grad, const Tensor& x, const Tensor&
                                                               }));
 }
 
+std::tuple<Tensor, Tensor> masked_grad(const Tensor& grad, const Tensor& z) {
+  const Arguments arguments("masked_grad", "grad", grad);
+  arguments.check_like("z", z);
+  const Device device(arguments);
+  const cuda::Matrix matrix = matrix_of(arguments);
+  Tensor masked = empty_beside(grad), sum_grad = empty_channels(arguments);
+  const int vector = cuda::vector_width(matrix, {data(grad), data(z), data(masked)});
+  const cuda::Plan plan = cuda::reduction_plan(matrix, vector, device.launch().multiprocessors);
+  Tensor partial = empty_partial(arguments, plan, 1, ScalarType::Float);
+  device.check(cuda::masked_grad(device.launch(), {
+                                                      plan,
+                                                      matrix.dtype,
+                                                      data(grad),
+                                                      data(z),
+                                                      masked.mutable_data_ptr(),
+                                                      mutable_floats(partial),
+                                                      mutable_floats(sum_grad),
+                                                  }));
+  return {masked, sum_grad};
+}
+
 void add_masked_(const Tensor& dx, const Tensor& grad, const OptionalTensor& z, bool relu) {
   const Arguments arguments("add_masked_", "dx", dx);
   check_add_masked(arguments, grad, z, relu);
@@ -253,9 +284,11 @@ STABLE_TORCH_LIBRARY_IMPL(fused_resnet, CUDA, m) {
   m.impl("batch_norm_stats", TORCH_BOX(&fused_resnet::batch_norm_stats));
   m.impl("batch_norm_affine", TORCH_BOX(&fused_resnet::batch_norm_affine));
   m.impl("batch_norm_act", TORCH_BOX(&fused_resnet::batch_norm_act));
+  m.impl("batch_norm_act_", TORCH_BOX(&fused_resnet::batch_norm_act_));
   m.impl("batch_norm_act_reduce", TORCH_BOX(&fused_resnet::batch_norm_act_reduce));
   m.impl("batch_norm_coefficients", TORCH_BOX(&fused_resnet::batch_norm_coefficients));
   m.impl("batch_norm_act_backward", TORCH_BOX(&fused_resnet::batch_norm_act_backward));
   m.impl("batch_norm_act_backward_", TORCH_BOX(&fused_resnet::batch_norm_act_backward_));
+  m.impl("masked_grad", TORCH_BOX(&fused_resnet::masked_grad));
   m.impl("add_masked_", TORCH_BOX(&fused_resnet::add_masked_));
 }

@@ -64,7 +64,8 @@ def native():
     return pytest.importorskip("fused_resnet._C", reason="built without Python's headers")
 
 
-OPERATIONS = ["batch_norm_stats", "batch_norm_act_reduce", "batch_norm_act", "batch_norm_act_backward", "add_masked_"]
+REDUCTIONS = ["batch_norm_stats", "batch_norm_act_reduce", "masked_grad"]
+OPERATIONS = [*REDUCTIONS, "batch_norm_act", "batch_norm_act_backward", "add_masked_"]
 
 
 @pytest.mark.parametrize("multiprocessors", [1, 3, 108, 132, 148, 500])
@@ -88,7 +89,7 @@ def test_a_plan_covers_the_activation_once(native, rows, channels, itemsize, mul
         assert 1 <= plan["block_rows"] * plan["tile_columns"] <= 512
         assert plan["parts"] <= max(264, 4 * multiprocessors)
         assert plan["parts"] * plan["column_tiles"] < 2**31
-        if operation in ("batch_norm_stats", "batch_norm_act_reduce"):
+        if operation in REDUCTIONS:
             assert plan["parts"] <= min(264, multiprocessors)
             assert plan["block_rows"] * plan["tile_columns"] >= tile_channels  # a thread for each sum of the tile
 
@@ -126,5 +127,6 @@ def test_the_library_loads_without_a_driver_and_registers_its_operations():
         *OPERATIONS,
         "batch_norm_affine",
         "batch_norm_coefficients",
+        "batch_norm_act_",
         "batch_norm_act_backward_",
     }

@@ -35,6 +35,7 @@ struct PartPosition {
 };
 
 // z = act(a·x + b + R), with R = 0, residual, or a_r·residual + b_r.  NaN passes act, as in stock torch.
+// z may be x: a thread reads an element before it writes it, and nobody else does either.
 // Bytes: 2s an element, s for each of the residual.
 template <typename T, int kVector, Beside kBeside>
 __global__ void __launch_bounds__(kActOccupancy.threads, kActOccupancy.blocks) act_kernel(Plan plan, BatchNormAct op) {
@@ -108,7 +109,7 @@ struct InputGradient {
 };
 
 // dx = a·((G − g0) − k·(x − mean)), or a·G; the same of a second branch, or G itself, as a second output.
-// dx may be grad: a thread reads an element before it writes it, and nobody else does either.
+// dx may be grad, as z may be x above.
 // Bytes: 3s an element, s for each of z and masked, 2s for a residual; 1s less where x is not needed.
 template <typename T, int kVector, Sign kSign, Beside kBeside>
 __global__ void __launch_bounds__(kBackwardOccupancy.threads, kBackwardOccupancy.blocks)

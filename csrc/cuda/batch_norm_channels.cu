@@ -103,17 +103,16 @@ __global__ void __launch_bounds__(kMergeThreads) finish_stats_kernel(BatchNormSt
 }
 
 // sums = Σ over the parts; ΣG is the same for both branches.
-__global__ void __launch_bounds__(kMergeThreads) finish_reduce_kernel(BatchNormActReduce op) {
+__global__ void __launch_bounds__(kMergeThreads) finish_sums_kernel(PartialSums op) {
   const MergePosition position;
   const int64_t channel = position.channel, channels = op.plan.channels;
-  const int rows = op.residual_mean == nullptr ? 2 : 3;
-  for (int row = 0; row < rows; ++row) {
+  for (int row = 0; row < op.rows; ++row) {
     const float* partial = op.partial + row * op.plan.parts * channels + channel;
     const float sum = static_cast<float>(
         sum_of_parts(position, op.plan, [&](int64_t part) { return static_cast<double>(partial[part * channels]); }));
     if (position.segment != 0 || channel >= channels) continue;
     op.sums[(row == 2 ? 3 : row) * channels + channel] = sum;
-    if (row == 0 && rows == 3) op.sums[2 * channels + channel] = sum;
+    if (row == 0 && op.rows == 3) op.sums[2 * channels + channel] = sum;
   }
 }
 
@@ -148,8 +147,8 @@ cudaError_t finish_stats(const Launch& launch, const BatchNormStats& op) {
                        op);
 }
 
-cudaError_t finish_reduce(const Launch& launch, const BatchNormActReduce& op) {
-  return launch_kernel(finish_reduce_kernel, ceil_div(op.plan.channels, kMergeChannels), kMergeThreads, launch.stream,
+cudaError_t finish_sums(const Launch& launch, const PartialSums& op) {
+  return launch_kernel(finish_sums_kernel, ceil_div(op.plan.channels, kMergeChannels), kMergeThreads, launch.stream,
                        op);
 }
 

@@ -8,7 +8,15 @@ namespace fused_resnet::cuda {
 // moments and affine from the partial moments of op.
 cudaError_t finish_stats(const Launch& launch, const BatchNormStats& op);
 
-// sums from the partial sums of op.
-cudaError_t finish_reduce(const Launch& launch, const BatchNormActReduce& op);
+// What a reduction of gradients leaves.
+struct PartialSums {
+  Plan plan;
+  int rows;              // 1: ΣG;  2, 3: and ΣG·(x − mean) of one branch, of two
+  const float* partial;  // [rows, parts, channels]
+  float* sums;           // [1, 2 or 4, channels]
+};
+
+// sums from the partial ones.
+cudaError_t finish_sums(const Launch& launch, const PartialSums& op);
 
 }  // namespace fused_resnet::cuda

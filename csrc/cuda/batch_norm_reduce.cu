@@ -12,6 +12,7 @@ constexpr bool kReverse = true;
 constexpr int kStatsRows = 8;
 constexpr int kReduceRows = 4;
 constexpr int kReduceOfTwoRows = 2;
+constexpr int kMaskedGradRows = 4;
 
 // The channel of a tile whose sums a thread ends up with, and where it goes; every thread of the block calls.
 struct Owner {
@@ -173,6 +174,33 @@ __global__ void __launch_bounds__(kReductionOccupancy.threads, kReductionOccupan
   if constexpr (kTwo) write(residual_centred);
 }
 
+// masked = G, and ΣG of every channel over the rows of a part.  Bytes: 3s an element.
+template <typename T, int kVector>
+__global__ void __launch_bounds__(kReductionOccupancy.threads, kReductionOccupancy.blocks)
+    masked_grad_kernel(MaskedGrad op) {
+  __shared__ float shared[kReductionOccupancy.threads * kVector];
+  const Position<kVector> position(op.plan, kReverse);
+  const MaskedGradient masked = {op.grad, op.z, nullptr, true};
+  Gradient<T, kVector, kMaskedGradRows, Sign::kOfOutput> gradient(masked, position, op.plan.channels);
+  float sum[kVector] = {};
+  for_batches<kMaskedGradRows>(position, [&](const Batch<kMaskedGradRows>& batch) {
+    gradient.load(batch);
+#pragma unroll
+    for (int i = 0; i < kMaskedGradRows; ++i) {
+      if (!batch.inside[i]) continue;
+      float g[kVector];
+      gradient.masked(i, {}, g);
+      Packed<T, kVector>::pack(g).store(static_cast<T*>(op.masked) + batch.offset[i]);
+#pragma unroll
+      for (int v = 0; v < kVector; ++v) sum[v] += g[v];
+    }
+  });
+
+  const Owner owner(op.plan, kVector);
+  const double total = sum_of_rows(sum, owner, op.plan.block_rows, shared);
+  if (owner.writes) op.partial[owner.part * op.plan.channels + owner.channel] = static_cast<float>(total);
+}
+
 }  // namespace
 
 cudaError_t batch_norm_stats(const Launch& launch, const BatchNormStats& op) {
@@ -193,7 +221,16 @@ cudaError_t batch_norm_act_reduce(const Launch& launch, const BatchNormActReduce
       });
     });
   });
-  return error != cudaSuccess ? error : finish_reduce(launch, op);
+  const int rows = op.residual_mean == nullptr ? 2 : 3;
+  return error != cudaSuccess ? error : finish_sums(launch, {op.plan, rows, op.partial, op.sums});
+}
+
+cudaError_t masked_grad(const Launch& launch, const MaskedGrad& op) {
+  const cudaError_t error = visit_elements(op.dtype, op.plan.vector, [&](auto element, auto vector) {
+    return launch_kernel(masked_grad_kernel<decltype(element), vector.value>, op.plan.blocks(),
+                         kReductionOccupancy.threads, launch.stream, op);
+  });
+  return error != cudaSuccess ? error : finish_sums(launch, {op.plan, 1, op.partial, op.sums});
 }
 
 }  // namespace fused_resnet::cuda

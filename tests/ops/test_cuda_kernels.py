@@ -73,6 +73,8 @@ def check_apply(p, relu, branch):
     z = ops.batch_norm_act(*arguments)
     assert z.stride() == p.x.stride()
     assert_close(z, reference.batch_norm_act(*arguments))
+    ops.batch_norm_act_(*arguments)
+    assert torch.equal(p.x, z)
 
 
 def check_backward(p, branches, mask, write_masked):
@@ -101,6 +103,16 @@ def check_backward(p, branches, mask, write_masked):
     if branches == 1:
         ops.batch_norm_act_backward_(p.grad, p.x, p.affine, coefficients, z, relu)
         assert_close(p.grad, expected[0])
+
+
+def check_masked_grad(p):
+    z = p.residual.relu()
+    z[0, 0, 0, 0] = torch.nan  # where it passes, as in stock
+    masked, sums = ops.masked_grad(p.grad, z)
+    expected, _ = reference.masked_grad(p.grad, z)
+    assert torch.equal(masked, expected)
+    assert masked.stride() == p.grad.stride()
+    assert_close(sums, expected.double().sum((0, 2, 3)).float(), 16)
 
 
 def check_part(p, channels, first, mask):
@@ -188,6 +200,12 @@ def test_backward_with_fixed_statistics_equals_the_reference(dtype, mask, branch
         assert_close(result, expected)
 
 
+@each_shape
+@each_dtype
+def test_the_masked_gradient_and_its_sum_equal_the_reference(dtype, shape):
+    check_masked_grad(problem(shape, dtype))
+
+
 @pytest.mark.parametrize("relu", [True, False], ids=["relu", "linear"])
 @each_shape
 @each_dtype
@@ -203,9 +221,10 @@ def test_adding_the_shortcut_equals_the_reference(dtype, shape, relu):
 def test_addresses_that_no_wide_access_allows(dtype):
     p = problem((2, 64, 9, 9), dtype, offset=1)
     check_statistics(p)
-    check_apply(p, True, "second branch")
+    check_masked_grad(p)
     check_backward(p, 1, "sign of x", True)
     check_part(p, 32, 16, "sign of z")
+    check_apply(p, True, "second branch")
     ops.add_masked_(p.x, p.grad, None, False)
 
 
@@ -237,6 +256,7 @@ def test_results_are_the_same_every_time():
         (
             *ops.batch_norm_stats(p.x, p.weight, p.bias, EPS),
             ops.batch_norm_act_reduce(p.grad, p.x, p.moments, p.affine, None, None, None, True),
+            *ops.masked_grad(p.grad, p.residual),
         )
         for _ in range(3)
     ]
@@ -268,6 +288,7 @@ def test_an_empty_batch_gives_nan_statistics_and_empty_activations():
     x = torch.empty(0, 8, 4, 4, device=DEVICE)
     assert all(result.isnan().all() for result in ops.batch_norm_stats(x, None, None, EPS))
     assert ops.batch_norm_act(x, p.affine, x, p.affine, True).shape == x.shape
+    ops.batch_norm_act_(x, p.affine, x, p.affine, True)
     sums = ops.batch_norm_act_reduce(x, x, p.moments, p.affine, None, None, None, True)
     assert torch.equal(sums, torch.zeros(2, 8, device=DEVICE))
     sums = ops.batch_norm_act_reduce(x, x, p.moments, p.affine, x, x, p.moments, True)
@@ -280,8 +301,12 @@ def test_an_empty_batch_gives_nan_statistics_and_empty_activations():
     assert masked.shape == (0, 4, 4, 4)
     ops.batch_norm_act_backward_(x, x, p.affine, coefficients, None, True)
     ops.add_masked_(x, x, x, True)
+    masked, sums = ops.masked_grad(x, x)
+    assert masked.shape == x.shape
+    assert torch.equal(sums, torch.zeros(8, device=DEVICE))
     nothing = torch.empty(2, 0, 4, 4, device=DEVICE)
     assert ops.batch_norm_stats(nothing, None, None, EPS)[0].shape == (3, 0)
+    assert ops.masked_grad(nothing, nothing)[1].shape == (0,)
 
 
 @pytest.mark.parametrize(
@@ -310,6 +335,20 @@ def test_errors_name_the_argument_what_was_wanted_and_what_came(change, message)
         ops.batch_norm_act(**arguments, relu=True)
 
 
+@pytest.mark.parametrize(
+    ("z", "message"),
+    [
+        (torch.zeros(2, 8, 4, 4), "z must have the memory format of grad, channels_last"),
+        (torch.zeros(2, 4, 4, 4), r"z must have the shape of grad, \[2, 8, 4, 4\], got \[2, 4, 4, 4\]"),
+        (torch.zeros(2, 8, 4, 4).half(), "z must have dtype Float, got Half"),
+    ],
+)
+def test_a_mask_that_does_not_fit_is_named(z, message):
+    grad = torch.zeros(2, 8, 4, 4).to(DEVICE, memory_format=torch.channels_last)
+    with pytest.raises(RuntimeError, match="fused_resnet::masked_grad: " + message):
+        ops.masked_grad(grad, z.to(DEVICE))
+
+
 @pytest.mark.skipif(DEVICE == "cpu", reason="needs a second device")
 def test_tensors_on_different_devices_are_refused():
     x = torch.zeros(2, 8, 4, 4, device=DEVICE).to(memory_format=torch.channels_last)
@@ -331,6 +370,9 @@ def test_more_elements_than_32_bits_count():
     assert z[-1, :, -1, -1].eq(0).all()
     assert z[-1, :, -1, -2].eq(3).all()
     assert z[0, :, 0, 0].eq(3).all()
+    masked, sums = ops.masked_grad(x, z)
+    assert torch.equal(masked, z)
+    assert_close(sums, torch.full((64,), 3.0 * (x[:, 0].numel() - 1), device=DEVICE))
 
 
 @pytest.mark.skipif(DEVICE == "cpu", reason="needs a GPU")
@@ -344,7 +386,9 @@ def test_every_operation_can_be_captured():
         *_, coefficients = ops.batch_norm_coefficients(sums, 0, moments, p.weight, EPS, p.count, True)
         dx, _ = ops.batch_norm_act_backward(p.grad, p.x, affine, coefficients, z, None, None, True, 64)
         ops.add_masked_(dx, p.grad, z, True)
-        return z, dx
+        masked, sum_grad = ops.masked_grad(p.grad, z)
+        ops.batch_norm_act_(masked, affine, p.residual, None, True)
+        return z, dx, masked, sum_grad
 
     expected = step()
     graph = torch.cuda.CUDAGraph()

@@ -52,6 +52,7 @@ struct BatchNormAffine {
 cudaError_t batch_norm_affine(const Launch& launch, const BatchNormAffine& op);
 
 // z = act(a·x + b + R), with R = 0, residual, or a_r·residual + b_r.  Bytes: 2s an element, s for each of the residual.
+// z may be x.
 struct BatchNormAct {
   Matrix matrix;
   const void* x;
@@ -86,6 +87,19 @@ struct BatchNormActReduce {
   float* sums;                 // [2 or 4, channels]
 };
 cudaError_t batch_norm_act_reduce(const Launch& launch, const BatchNormActReduce& op);
+
+// masked = G = grad, or 0 where z <= 0, and sums = ΣG, in two kernels.
+// Bytes: 3s an element; 4 a channel and part for the partial sums.
+struct MaskedGrad {
+  Plan plan;  // reduction_plan()
+  DType dtype;
+  const void* grad;
+  const void* z;
+  void* masked;
+  float* partial;  // [parts, channels]
+  float* sums;     // [channels]
+};
+cudaError_t masked_grad(const Launch& launch, const MaskedGrad& op);
 
 // dγ = rstd·ΣG·(x − mean), dβ = ΣG;  a, g0 = dβ/m, k = rstd·dγ/m, mean, with m = count.
 struct BatchNormCoefficients {
