@@ -22,7 +22,8 @@ CUDA_PATTERNS = (
     (r"max_pool|avg_pool|adaptive_average_pool|^_pool(_backward)?_kernel", POOL),
     (r"^triton_\w*(batch_norm|var_mean)", NORM),
     # this package's: Triton's by their functions, CUDA's by their namespace
-    (r"^_(stats|finish_stats|affine|act|reduce|finish_sums|coefficients|backward|add_masked)_kernel", NORM),
+    (r"^_(stats|finish_stats|affine|act|reduce|finish_sums|coefficients|backward|masked_grad|add_masked)_kernel", NORM),
+    (r"^_(un)?centre_kernel", NORM),
     (r"fused_resnet", NORM),
     (r"batch_?norm|\bbn_(fw|bw)|welford", NORM),
     (r"[Ss]oft_?[Mm]ax|nll_loss|cross_entropy|^triton_\w*nll", LOSS),

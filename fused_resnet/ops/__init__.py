@@ -20,10 +20,11 @@ from typing import Any
 import torch
 
 from fused_resnet import engines
-from fused_resnet.ops import batch_norm_act, batch_norm_act_pool
+from fused_resnet.ops import batch_norm_act, batch_norm_act_pool, pointwise_conv_norm
 from fused_resnet.ops.library import library
 from fused_resnet.ops.pointwise_conv_norm import composed
 
+# those whose operations the dispatcher knows
 FOLDERS = (batch_norm_act, batch_norm_act_pool)
 
 for _folder in FOLDERS:
@@ -46,7 +47,7 @@ def kernels(engine: str, device_type: str, dtype: torch.dtype) -> SimpleNamespac
     if served == "cpu":
         return fakes(engine, device_type, dtype)
     if served == "triton":
-        return gather(served, triton_kernels(batch_norm_act), triton_kernels(batch_norm_act_pool))
+        return gather(served, *map(triton_kernels, (*FOLDERS, pointwise_conv_norm)))
     pool = batch_norm_act_pool.reference if engines.load_triton() else triton_kernels(batch_norm_act_pool)
     return gather(served, dispatched(batch_norm_act), pool)
 
@@ -58,15 +59,13 @@ def fakes(engine: str, device_type: str, dtype: torch.dtype) -> SimpleNamespace:
     return gather(served, dispatched(batch_norm_act), dispatched(batch_norm_act_pool))
 
 
-def gather(engine: str, *sources: Any) -> SimpleNamespace:
-    """Gather an engine's operations, those of every folder of :data:`FOLDERS` from one source each."""
-    found = {
-        name: getattr(source, name)
-        for folder, source in zip(FOLDERS, sources, strict=True)
-        for name in folder.OPERATIONS
-    }
-    found |= vars(composed.operations(SimpleNamespace(**found)))
-    return SimpleNamespace(**found, engine=engine, channels_last=engine in engines.GPU_NAMES)
+def gather(engine: str, norm: Any, pool: Any, pointwise: Any = None) -> SimpleNamespace:
+    """Gather an engine's operations, those of each folder from one source; without one, ``pointwise`` is composed."""
+    k = SimpleNamespace(engine=engine, channels_last=engine in engines.GPU_NAMES)
+    pointwise = pointwise or composed.operations(k)
+    for folder, source in ((batch_norm_act, norm), (batch_norm_act_pool, pool), (pointwise_conv_norm, pointwise)):
+        vars(k).update({name: getattr(source, name) for name in folder.OPERATIONS})
+    return k
 
 
 def triton_kernels(folder: Any) -> Any:

@@ -40,6 +40,8 @@ KERNELS = {
         "_stats_kernel",
         "_backward_kernel",
         "_add_masked_kernel",
+        "_masked_grad_kernel",
+        "_uncentre_kernel",
         "void fused_resnet::cuda::reduce_kernel<__nv_bfloat16, 8>(fused_resnet::Arguments)",
     ),
     "pool": (

@@ -1,10 +1,10 @@
 """Compile every Triton kernel that a training step launches, for a GPU that is not there, and report what came out.
 
-    python tests/ops/compile_ahead.py 90 bfloat16 64 2048
+    python tests/ops/compile_ahead.py 90 bfloat16 64 2048 64x256
 
 The operations are called on meta tensors of a ResNet-50's shapes; every launch is made a compile.  Printed is one line
 of JSON for each kernel: registers, spilled bytes, shared memory, warps, blocks a multiprocessor, instructions.  The
-numbers behind the dtype are channels.
+numbers behind the dtype are channels, or the inputs and outputs of a 1×1 convolution.
 """
 
 import collections
@@ -21,12 +21,14 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import driver, jit
 
 from fused_resnet import ops
-from fused_resnet.ops import batch_norm_act, batch_norm_act_pool
+from fused_resnet.ops import batch_norm_act, batch_norm_act_pool, pointwise_conv_norm
 from fused_resnet.ops.batch_norm_act import triton as norm_kernels
+from fused_resnet.ops.pointwise_conv_norm import triton as pointwise_kernels
 
 REGISTERS, THREADS, SHARED_BYTES = 65536, 2048, {80: 164 << 10, 90: 228 << 10, 100: 228 << 10}
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 H200_MULTIPROCESSORS = 132
+SIZE = 14
 
 
 class AbsentDevice:
@@ -45,13 +47,14 @@ class AbsentDevice:
         return 0
 
 
+def activation(channels: int, dtype: torch.dtype) -> torch.Tensor:
+    """An activation of a batch of 256."""
+    return torch.empty((256, channels, SIZE, SIZE), dtype=dtype, device="meta", memory_format=torch.channels_last)
+
+
 def launches(k, dtype: torch.dtype, channels: int) -> None:
-    """Call every operation as a training step does, with batch 256."""
-    n, size = 256, 14
-    x, grad, z, residual = (
-        torch.empty((n, channels, size, size), dtype=dtype, device="meta", memory_format=torch.channels_last)
-        for _ in range(4)
-    )
+    """Call every operation as a training step does."""
+    x, grad, z, residual = (activation(channels, dtype) for _ in range(4))
     weight, bias = torch.empty(2, channels, device="meta").unbind()
     moments, affine = k.batch_norm_stats(x, weight, bias, 1e-5)
     k.batch_norm_affine(moments, weight, bias, 1e-5)
@@ -71,17 +74,30 @@ def launches(k, dtype: torch.dtype, channels: int) -> None:
     k.batch_norm_act_backward(grad, x, affine, coefficients, z, None, None, True, channels // 2, channels // 8)
     k.batch_norm_act_backward(grad, x, affine, frozen, z, None, None, True, 0)
     k.batch_norm_act_backward_(grad, x, affine, coefficients, None, True)
+    k.masked_grad(grad, z)
     k.add_masked_(x, grad, z, True)
     geometry = [3, 3], [2, 2], [1, 1]
     pooled, index = k.batch_norm_act_pool(x, affine, True, *geometry)
-    k.max_pool_backward(pooled, index, [size, size], *geometry)
+    k.max_pool_backward(pooled, index, [SIZE, SIZE], *geometry)
+
+
+def pointwise_launches(dtype: torch.dtype, inputs: int, outputs: int) -> None:
+    """Call the operations of a 1×1 convolution as a training step does."""
+    k = ops.triton_kernels(pointwise_conv_norm)
+    x, grad = activation(inputs, dtype), activation(outputs, dtype)
+    w = torch.empty(outputs, inputs, 1, 1, dtype=dtype, device="meta")
+    x_affine, affine = torch.empty(2, inputs, device="meta"), torch.empty(2, outputs, device="meta")
+    weight, bias = affine.unbind()
+    for branch in [(None, None), (grad, None), (grad, affine)]:
+        _, moments, _ = k.pointwise_conv_norm_act(x, x_affine, True, w, weight, bias, 1e-5, *branch, True)
+    k.pointwise_conv_norm_backward(grad, weight, x, x_affine, True, w, moments, weight, 1e-5, True)
 
 
 def tool(name: str, *arguments: str) -> str:
     return subprocess.run([TOOLS / name, *arguments], capture_output=True, text=True, check=True).stdout
 
 
-def describe(kernel, channels: int, capability: int) -> dict:
+def describe(kernel, channels: str, capability: int) -> dict:
     """Read what the compiler made of a kernel."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(kernel.asm["cubin"])
@@ -105,12 +121,14 @@ def describe(kernel, channels: int, capability: int) -> dict:
         "blocks": blocks,
         "instructions": len([i for i in instructions if i != "NOP"]),
         "global": {name: n for name, n in counts.items() if re.match(r"(LDG|STG|LDGSTS)\b", name)},
+        "products": {name: n for name, n in counts.items() if re.match(r"(HMMA|HGMMA|UTCHMMA|UTCQMMA)\b", name)},
     }
 
 
-def main(capability: int, dtype: torch.dtype, all_channels: list[int]) -> None:
+def main(capability: int, dtype: torch.dtype, all_channels: list[str]) -> None:
     driver.set_active(AbsentDevice(capability))
-    norm_kernels.multiprocessors = lambda device: H200_MULTIPROCESSORS
+    for module in (norm_kernels, pointwise_kernels):
+        module.multiprocessors = lambda device: H200_MULTIPROCESSORS
     compiled = {}
     run = jit.JITFunction.run
 
@@ -122,10 +140,13 @@ def main(capability: int, dtype: torch.dtype, all_channels: list[int]) -> None:
     k = ops.gather("triton", *map(ops.triton_kernels, (batch_norm_act, batch_norm_act_pool)))
     for channels in all_channels:
         compiled.clear()
-        launches(k, dtype, channels)
+        if "x" in channels:
+            pointwise_launches(dtype, *map(int, channels.split("x")))
+        else:
+            launches(k, dtype, int(channels))
         for kernel in compiled.values():
             print(json.dumps(describe(kernel, channels, capability)))
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), getattr(torch, sys.argv[2]), list(map(int, sys.argv[3:])))
+    main(int(sys.argv[1]), getattr(torch, sys.argv[2]), sys.argv[3:])

@@ -20,11 +20,23 @@ ROOT = PROGRAM.parents[2]
 
 # a capability, a dtype, and channels: 30 is a multiple of no vector
 RUNS = [("90", "bfloat16", "64", "30"), ("80", "bfloat16", "64"), ("100", "bfloat16", "64"), ("90", "float32", "2048")]
+# a 1×1 convolution's inputs and outputs, at the ends of ResNet-50's first two stages
+PRODUCTS = [(capability, "bfloat16", "64x256", "128x512") for capability in ("90", "80", "100")]
+PRODUCTS.append(("90", "float32", "64x256"))
 
 # blocks of a multiprocessor, and instructions an element (one pass) or in all (a loop), at the most
 PASSES = {"_act_kernel": (4, 14), "_backward_kernel": (3, 28), "_add_masked_kernel": (5, 12)}
-REDUCTIONS = {"_stats_kernel": (3, 1000), "_reduce_kernel": (1, 1100)}
+REDUCTIONS = {"_stats_kernel": (3, 1000), "_reduce_kernel": (1, 1100), "_masked_grad_kernel": (3, 680)}
 ELEMENTS_PER_THREAD = 32
+
+# blocks of a multiprocessor with 64 and with 128 inputs on sm_90, and what multiplies
+PRODUCT_BLOCKS = {
+    "_fprop_stats_kernel": (2, 2),
+    "_fprop_act_kernel": (2, 1),
+    "_wgrad_kernel": (3, 1),
+    "_dgrad_kernel": (2, 1),
+}
+PRODUCT_INSTRUCTION = {"80": "HMMA.16816", "90": "HGMMA.64", "100": "UTCHMMA"}
 
 
 @pytest.fixture(scope="module")
@@ -38,18 +50,18 @@ def compiled() -> dict[tuple[str, ...], list[dict]]:
         return [json.loads(line) for line in done.stdout.splitlines()]
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        return dict(zip(RUNS, pool.map(run, RUNS), strict=True))
+        return dict(zip(RUNS + PRODUCTS, pool.map(run, RUNS + PRODUCTS), strict=True))
 
 
-@pytest.mark.parametrize("run", RUNS, ids="-".join)
+@pytest.mark.parametrize("run", RUNS + PRODUCTS, ids="-".join)
 def test_every_kernel_is_compiled_and_none_spills(compiled, run):
     kernels = compiled[run]
-    assert len({kernel["kernel"] for kernel in kernels}) == 11
+    assert len({kernel["kernel"] for kernel in kernels}) == (12 if run in RUNS else 8)
     assert {kernel["kernel"]: kernel["spilled"] for kernel in kernels if kernel["spilled"]} == {}
 
 
 def wide(run):
-    return [kernel for kernel in run if kernel["channels"] % 8 == 0]
+    return [kernel for kernel in run if int(kernel["channels"]) % 8 == 0]
 
 
 @pytest.mark.parametrize("run", RUNS, ids="-".join)
@@ -77,3 +89,23 @@ def test_enough_blocks_fit_a_multiprocessor_and_instructions_stay_few(compiled, 
         else:
             continue
         assert kernel["blocks"] >= blocks, kernel
+
+
+@pytest.mark.parametrize("run", [run for run in PRODUCTS if run[1] == "bfloat16"], ids="-".join)
+def test_products_are_made_by_the_tensor_cores_from_16_byte_accesses(compiled, run):
+    kernels = [kernel for kernel in compiled[run] if kernel["kernel"] in PRODUCT_BLOCKS]
+    assert len(kernels) == 2 * 6  # three that apply: alone, with a residual, with a second branch
+    for kernel in kernels:
+        assert any(name.startswith(PRODUCT_INSTRUCTION[run[0]]) for name in kernel["products"]), kernel
+        accesses = kernel["global"]
+        assert accesses["LDGSTS.E.BYPASS.128"] >= 4, kernel
+        if kernel["kernel"] in ("_fprop_act_kernel", "_dgrad_kernel"):
+            assert accesses["STG.E.128"] >= 4, kernel
+            assert not any("U16" in name or name == "STG.E" for name in accesses), kernel
+
+
+def test_as_many_programs_of_a_product_fit_an_h200s_multiprocessor_as_are_launched(compiled):
+    for kernel in compiled[PRODUCTS[0]]:
+        if kernel["kernel"] in PRODUCT_BLOCKS:
+            few, many = PRODUCT_BLOCKS[kernel["kernel"]]
+            assert kernel["blocks"] >= (few if kernel["channels"] == "64x256" else many), kernel

@@ -87,6 +87,8 @@ def test_apply_equals_the_reference(k, dtype, shape, relu, branch):
     z = k.batch_norm_act(*arguments)
     assert z.stride() == p.x.stride()
     assert_close(z, reference.batch_norm_act(*arguments))
+    k.batch_norm_act_(*arguments)
+    assert torch.equal(p.x, z)
 
 
 @pytest.mark.parametrize("batch_stats", [True, False], ids=["batch", "frozen"])
@@ -151,6 +153,19 @@ def test_a_residual_of_fewer_channels_equals_the_reference(k, dtype, shape, chan
     assert masked.is_contiguous(memory_format=torch.channels_last)
 
 
+@each_shape
+@each_dtype
+def test_the_masked_gradient_and_its_sums_equal_the_reference(k, dtype, shape):
+    p = problem(shape, dtype)
+    z = p.residual.relu()
+    z[0, 0, 0, 0] = torch.nan  # where stock's gradient passes, too
+    masked, sums = k.masked_grad(p.grad, z)
+    expected, _ = reference.masked_grad(p.grad, z)
+    assert masked.stride() == p.grad.stride()
+    assert torch.equal(masked, expected)
+    assert_close(sums, expected.double().sum((0, 2, 3)).float(), ulps=8)
+
+
 @pytest.mark.parametrize("relu", [True, False])
 @each_shape
 @each_dtype
@@ -199,6 +214,9 @@ def test_an_empty_batch_gives_nan_statistics_and_empty_activations(k):
     assert torch.equal(k.batch_norm_act_reduce(x, x, p.moments, p.affine, None, None, None, True), torch.zeros(2, 8))
     dx, _ = k.batch_norm_act_backward(x, x, p.affine, torch.zeros(4, 8), None, None, None, True, 0)
     assert dx.shape == x.shape
+    masked, sums = k.masked_grad(x, x)
+    assert masked.shape == x.shape
+    assert torch.equal(sums, torch.zeros(8))
 
 
 @pytest.mark.parametrize("rows", [1, 63, 64, 200, 12544, 802816, 2**31 + 5])

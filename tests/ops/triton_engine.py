@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from fused_resnet import engines, ops
-from fused_resnet.ops import batch_norm_act, batch_norm_act_pool
+from fused_resnet.ops import pointwise_conv_norm
 
 
 def triton_kernels(monkeypatch) -> SimpleNamespace:
@@ -31,6 +31,13 @@ def triton_kernels(monkeypatch) -> SimpleNamespace:
         rounded = torch.from_numpy(values.reshape(-1)).bfloat16().view(torch.int16).numpy().view(np.uint16)
         return interpreter.TensorHandle(rounded.reshape(values.shape), wanted.scalar)
 
+    dot = interpreter.InterpreterBuilder.create_dot
+
+    def dot_of_values(self, a, b, *others):
+        """The interpreter multiplies the bits of bfloat16 as integers."""
+        a, b = (cast(self, t, tl.float32) if t.dtype.scalar == tl.bfloat16 else t for t in (a, b))
+        return dot(self, a, b, *others)
+
     monkeypatch.setattr(interpreter.InterpreterBuilder, "cast_impl", rounding_cast)
-    sources = [ops.triton_kernels(folder) for folder in (batch_norm_act, batch_norm_act_pool)]
-    return ops.gather("triton", *sources)
+    monkeypatch.setattr(interpreter.InterpreterBuilder, "create_dot", dot_of_values)
+    return ops.gather("triton", *map(ops.triton_kernels, (*ops.FOLDERS, pointwise_conv_norm)))

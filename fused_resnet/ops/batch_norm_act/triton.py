@@ -19,16 +19,19 @@ from fused_resnet.ops.launch import multiprocessors
 __all__ = [
     "add_masked_",
     "batch_norm_act",
+    "batch_norm_act_",
     "batch_norm_act_backward",
     "batch_norm_act_backward_",
     "batch_norm_act_reduce",
     "batch_norm_affine",
     "batch_norm_coefficients",
     "batch_norm_stats",
+    "masked_grad",
     "update_running_stats_",
 ]
 
-MERGED_CHANNELS = 8  # of one program that merges parts
+MERGED_CHANNELS = 8  # of one program that merges parts, at the least
+MERGED_ELEMENTS = 2048  # of one that adds them up
 PARAMETER_CHANNELS = 128  # of one program of a per-channel step
 
 
@@ -46,7 +49,7 @@ def split_program(pid, C, BLOCK_C: tl.constexpr):
 
 
 @triton.jit
-def _scale_shift(x, affine, C, columns, mask):
+def scale_shift(x, affine, C, columns, mask):
     """``a·x + b``"""
     a = tl.load(affine + columns, mask, 0.0)
     b = tl.load(affine + C + columns, mask, 0.0)
@@ -208,7 +211,7 @@ def _act_kernel(
     rows = tile * BLOCK_M + tl.arange(0, BLOCK_M)
     at = rows[:, None] * C + columns[None, :]
     inside = (rows < M)[:, None] & mask[None, :]
-    value = _scale_shift(tl.load(x + at, inside, 0.0).to(tl.float32), affine, C, columns, mask)
+    value = scale_shift(tl.load(x + at, inside, 0.0).to(tl.float32), affine, C, columns, mask)
     if RESIDUAL:
         if PART_CHANNELS:
             side_at, side_inside = _in_part(rows, columns, inside, PART_CHANNEL, PART_CHANNELS)
@@ -216,7 +219,7 @@ def _act_kernel(
             side_at, side_inside = at, inside
         side = tl.load(residual + side_at, side_inside, 0.0).to(tl.float32)
         if RESIDUAL_AFFINE:
-            side = _scale_shift(side, residual_affine, C, columns, mask)
+            side = scale_shift(side, residual_affine, C, columns, mask)
         value += side
     if RELU:
         value = tl.maximum(value, 0.0, propagate_nan=tl.PropagateNan.ALL)
@@ -270,7 +273,7 @@ def _reduce_kernel(
             if Z:
                 masked = _masked(masked, tl.load(z + at, inside, 0.0).to(tl.float32))
             else:
-                masked = _masked(masked, _scale_shift(values, affine, C, columns, mask))
+                masked = _masked(masked, scale_shift(values, affine, C, columns, mask))
         total += masked
         centred += masked * (values - mean[None, :])
         if RESIDUAL:
@@ -283,22 +286,51 @@ def _reduce_kernel(
         tl.store(out + 2 * parts * C, tl.sum(residual_centred, 0), mask)
 
 
+@triton.jit(do_not_specialize=["M", "rows_per_part"])
+def _masked_grad_kernel(
+    grad,
+    z,
+    masked_grad,
+    partial,
+    M,
+    C,
+    parts,
+    rows_per_part,
+    BLOCK_M: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    STAGES: tl.constexpr,
+):
+    """``G``, and ``ΣG`` of each part of the rows; partial [1, parts, C].  Bytes: 3s an element."""
+    part, columns, mask = split_program(tl.program_id(0), C, BLOCK_C)
+    begin = part * rows_per_part
+    end = tl.minimum(begin + rows_per_part, M)
+    total = tl.zeros((BLOCK_M, BLOCK_C), tl.float32)
+    for start in tl.range(begin, end, BLOCK_M, num_stages=STAGES):
+        rows = start + tl.arange(0, BLOCK_M)
+        at = rows[:, None] * C + columns[None, :]
+        inside = (rows < end)[:, None] & mask[None, :]
+        masked = tl.load(grad + at, inside, 0.0).to(tl.float32)
+        masked = _masked(masked, tl.load(z + at, inside, 0.0).to(tl.float32))
+        tl.store(masked_grad + at, masked.to(masked_grad.dtype.element_ty), inside)
+        total += masked
+    tl.store(partial + part * C + columns, tl.sum(total, 0), mask)
+
+
 @triton.jit(do_not_specialize=["parts"])
-def _finish_sums_kernel(partial, sums, C, parts, RESIDUAL: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr):
-    """Add the parts up, in float64; with a residual ΣG is there twice, once for each branch: sums [2 or 4, C]."""
+def _finish_sums_kernel(partial, sums, C, parts, ROWS: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr):
+    """Add the parts up, in float64: partial [ROWS, parts, C], sums [ROWS, C].  Of three rows, the sums of two branches,
+    the first is ΣG of both, and there twice: sums [4, C].
+    """
     columns = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
     mask = columns < C
     part = tl.arange(0, BLOCK_P)
     inside = (part < parts)[:, None] & mask[None, :]
     at = partial + part[:, None] * C + columns[None, :]
-    total = tl.sum(tl.load(at, inside, 0.0).to(tl.float64), 0).to(tl.float32)
-    centred = tl.sum(tl.load(at + parts * C, inside, 0.0).to(tl.float64), 0).to(tl.float32)
-    tl.store(sums + columns, total, mask)
-    tl.store(sums + C + columns, centred, mask)
-    if RESIDUAL:
-        residual_centred = tl.sum(tl.load(at + 2 * parts * C, inside, 0.0).to(tl.float64), 0).to(tl.float32)
-        tl.store(sums + 2 * C + columns, total, mask)
-        tl.store(sums + 3 * C + columns, residual_centred, mask)
+    for row in tl.static_range(ROWS):
+        total = tl.sum(tl.load(at + row * parts * C, inside, 0.0).to(tl.float64), 0).to(tl.float32)
+        tl.store(sums + (row if row < 2 else 3) * C + columns, total, mask)
+        if ROWS == 3 and row == 0:
+            tl.store(sums + 2 * C + columns, total, mask)
 
 
 @triton.jit(do_not_specialize=["count", "eps"])
@@ -376,7 +408,7 @@ def _backward_kernel(
         if Z:
             masked = _masked(masked, tl.load(z + at, inside, 0.0).to(tl.float32))
         else:
-            masked = _masked(masked, _scale_shift(values, affine, C, columns, mask))
+            masked = _masked(masked, scale_shift(values, affine, C, columns, mask))
     result = _input_gradient(masked, values, coefficients, C, columns, mask, BATCH_STATS)
     tl.store(dx + at, result.to(dx.dtype.element_ty), inside)
     if RESIDUAL:
@@ -408,15 +440,24 @@ def batch_norm_stats(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps:
     """Compute every channel's moments [3, C] and affine [2, C]."""
     channels = x.shape[1]
     rows = x.numel() // max(channels, 1)
-    moments, affine = (x.new_empty(n, channels, dtype=torch.float32) for n in (3, 2))
     if x.numel() == 0:
-        return moments.fill_(torch.nan), affine.fill_(torch.nan)
+        moments, affine = (x.new_full((n, channels), torch.nan, dtype=torch.float32) for n in (3, 2))
+        return moments, affine
     cut, parts, rows_per_part = config.reduction(rows, channels, multiprocessors(x.device))
     partial = x.new_empty(2, parts, channels, dtype=torch.float64)
     _stats_kernel[parts * config.ceil_div(channels, cut.channels),](
         x, partial, rows, channels, parts, rows_per_part, cut.rows, cut.channels, config.REDUCTION_STAGES,
         num_warps=cut.warps,
     )  # fmt: skip
+    return merge_moments(partial, weight, bias, eps, rows, rows_per_part)
+
+
+def merge_moments(
+    partial: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, rows: int, rows_per_part: int
+) -> tuple[Tensor, Tensor]:
+    """Merge the mean and M2 of the parts of ``rows``, [2, parts, C], into moments [3, C] and affine [2, C]."""
+    _, parts, channels = partial.shape
+    moments, affine = (partial.new_empty(n, channels, dtype=torch.float32) for n in (3, 2))
     _finish_stats_kernel[config.ceil_div(channels, MERGED_CHANNELS),](
         partial, weight, bias, moments, affine, rows, channels, parts, rows_per_part, eps,
         weight is not None, bias is not None, config.power_of_two(parts), MERGED_CHANNELS,
@@ -444,6 +485,26 @@ def batch_norm_act(
 ) -> Tensor:
     """Compute ``z = act(a·x + b + R)``."""
     z = torch.empty_like(x)
+    _launch_act(x, affine, residual, residual_affine, z, relu, residual_channel)
+    return z
+
+
+def batch_norm_act_(
+    x: Tensor, affine: Tensor, residual: Tensor | None, residual_affine: Tensor | None, relu: bool
+) -> None:
+    """Compute ``z`` into ``x``, which is lost: every element is read before it is written, by one thread."""
+    _launch_act(x, affine, residual, residual_affine, x, relu, 0)
+
+
+def _launch_act(
+    x: Tensor,
+    affine: Tensor,
+    residual: Tensor | None,
+    residual_affine: Tensor | None,
+    z: Tensor,
+    relu: bool,
+    residual_channel: int,
+) -> None:
     rows, channels, cut, grid = _pass(x)
     part = (0, 0) if residual is None else _part(residual_channel, residual.shape[1], channels)
     if grid:
@@ -451,7 +512,6 @@ def batch_norm_act(
             x, affine, residual, residual_affine, z, rows, channels, residual is not None, residual_affine is not None,
             relu, *part, cut.rows, cut.channels, num_warps=cut.warps,
         )  # fmt: skip
-    return z
 
 
 def batch_norm_act_reduce(
@@ -476,10 +536,16 @@ def batch_norm_act_reduce(
         grad, x, moments, affine, z, residual, residual_moments, partial, rows, channels, parts, rows_per_part,
         relu, z is not None, two, cut.rows, cut.channels, config.REDUCTION_STAGES, num_warps=cut.warps,
     )  # fmt: skip
-    _finish_sums_kernel[config.ceil_div(channels, MERGED_CHANNELS),](
-        partial, sums, channels, parts, two, config.power_of_two(parts), MERGED_CHANNELS
-    )
+    add_parts(partial, sums)
     return sums
+
+
+def add_parts(partial: Tensor, sums: Tensor) -> None:
+    """Add up the parts [rows, parts, C] of sums [rows, C], or [4, C] of three rows."""
+    rows, parts, channels = partial.shape
+    block = config.power_of_two(parts)
+    together = max(MERGED_CHANNELS, MERGED_ELEMENTS // block)
+    _finish_sums_kernel[config.ceil_div(channels, together),](partial, sums, channels, parts, rows, block, together)
 
 
 def batch_norm_coefficients(
@@ -550,6 +616,23 @@ def _launch_backward(
             coefficients.shape[0] == 4, residual_coefficients is not None and residual_coefficients.shape[0] == 4,
             *_part(masked_channel, masked_channels, channels), cut.rows, cut.channels, num_warps=cut.warps,
         )  # fmt: skip
+
+
+def masked_grad(grad: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+    """Compute ``G`` and ``ΣG`` of every channel, [C]."""
+    masked, channels = torch.empty_like(grad), grad.shape[1]
+    sums = grad.new_empty(channels, dtype=torch.float32)
+    if grad.numel() == 0:
+        return masked, sums.zero_()
+    rows = grad.numel() // channels
+    cut, parts, rows_per_part = config.reduction(rows, channels, multiprocessors(grad.device))
+    partial = sums.new_empty(1, parts, channels)
+    _masked_grad_kernel[parts * config.ceil_div(channels, cut.channels),](
+        grad, z, masked, partial, rows, channels, parts, rows_per_part, cut.rows, cut.channels,
+        config.REDUCTION_STAGES, num_warps=cut.warps,
+    )  # fmt: skip
+    add_parts(partial, sums)
+    return masked, sums
 
 
 def add_masked_(dx: Tensor, grad: Tensor, z: Tensor | None, relu: bool) -> None:

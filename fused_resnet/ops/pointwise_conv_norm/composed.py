@@ -13,6 +13,9 @@ from torch import Tensor
 from fused_resnet.ops.library import accumulation_dtype
 from fused_resnet.ops.pointwise_conv_norm.reference import finish
 
+# of a gradient in half precision: 4 MB of float32
+WIDENED_ELEMENTS = 1 << 20
+
 _convolution_backward = torch.ops.aten.convolution_backward.default
 
 
@@ -53,11 +56,14 @@ def operations(k: Any) -> SimpleNamespace:
         dtype = accumulation_dtype(x.dtype)
         u = x if x_affine is None else k.batch_norm_act(x, x_affine, None, None, x_relu)
         mean = k.batch_norm_stats(u, None, None, 0.0)[0][0]
-        u = k.batch_norm_act(u, torch.stack((torch.ones_like(mean), -mean)), None, None, False)
-        outputs, inputs = conv_weight.shape[:2]
+        if u.dtype == dtype:
+            u = k.batch_norm_act(u, torch.stack((torch.ones_like(mean), -mean)), None, None, False)
+        else:
+            u = u.to(dtype).sub_(mean.view(-1, 1, 1))
+        inputs = u.shape[1]
         d_conv_weight, grad_weight, folded, mixing, offset = finish(
-            _weight_gradient(grad, u).to(dtype),
-            _weight_gradient(u, u).to(dtype),
+            _weight_sums(grad, u),
+            _weight_gradient(u, u),
             sum_grad,
             conv_weight,
             moments,
@@ -67,20 +73,44 @@ def operations(k: Any) -> SimpleNamespace:
         )
         if not wants_input:
             return grad.new_empty(0), d_conv_weight, grad_weight
-        folded, mixing, offset = (t.to(grad.dtype) for t in (folded.T, mixing.T, offset))
-        du = torch.conv2d(grad, folded.reshape(inputs, outputs, 1, 1), offset)
-        return du.sub_(torch.conv2d(u, mixing.reshape(inputs, inputs, 1, 1))), d_conv_weight, grad_weight
+        du = _input_gradient(grad, u, folded.to(grad.dtype))
+        du += torch.conv2d(u, -mixing.T.reshape(inputs, inputs, 1, 1), offset)
+        return du, d_conv_weight, grad_weight
 
     return SimpleNamespace(
         pointwise_conv_norm_act=pointwise_conv_norm_act, pointwise_conv_norm_backward=pointwise_conv_norm_backward
     )
 
 
+def _weight_sums(grad: Tensor, u: Tensor) -> Tensor:
+    """Return ``gradᵀ·u`` in the dtype of ``u``.
+
+    The products of a half precision are not summed in it: dγ is a sum over them.  A few images at a time are widened,
+    so that they are read again from the caches.
+    """
+    if grad.dtype == u.dtype:
+        return _weight_gradient(grad, u)
+    images = max(1, WIDENED_ELEMENTS // grad[0].numel())
+    chunks = zip(grad.split(images), u.split(images), strict=True)
+    sums = [_weight_gradient(few.to(u.dtype), their_u) for few, their_u in chunks]
+    return torch.stack(sums).sum(0)
+
+
+def _input_gradient(grad: Tensor, u: Tensor, weight: Tensor) -> Tensor:
+    """Return ``grad·weight`` at every pixel, in the shape of ``u``: the input gradient of a 1×1 convolution."""
+    gradient: Tensor = _gradients(grad, u.to(grad.dtype), weight, [True, False, False])[0]
+    return gradient
+
+
 def _weight_gradient(grad: Tensor, u: Tensor) -> Tensor:
     """Return ``gradᵀ·u`` over all pixels, [N, K]: the weight gradient of a 1×1 convolution."""
-    weight = grad.new_empty(grad.shape[1], u.shape[1], 1, 1)
-    gradient: Tensor
-    _, gradient, _ = _convolution_backward(
-        grad, u, weight, None, (1, 1), (0, 0), (1, 1), False, (0, 0), 1, [False, True, False]
-    )
+    weight = grad.new_empty(grad.shape[1], u.shape[1])
+    gradient: Tensor = _gradients(grad, u, weight, [False, True, False])[1]
     return gradient.flatten(1)
+
+
+def _gradients(grad: Tensor, u: Tensor, weight: Tensor, wanted: list[bool]) -> tuple[Tensor, Tensor, Tensor]:
+    weight = weight[:, :, None, None]
+    return _convolution_backward(  # type: ignore[no-any-return]
+        grad, u, weight, None, (1, 1), (0, 0), (1, 1), False, (0, 0), 1, wanted
+    )

@@ -1,13 +1,108 @@
-"""Where the raw output of a 1×1 convolution is not kept.
+"""Where the raw output of a 1×1 convolution is not kept, and how the Triton kernels cut its products into tiles.
 
-That takes two more products of [M, K] and [K, K] for K inputs and M pixels, and K·K·N in between, and saves passes
-over [M, N]: it pays where K is small beside what the machine computes while it reads a byte.
+To do without it takes two more products of [M, K] and [K, K] for K inputs and M pixels, and K·K·N in between, and saves
+passes over [M, N]: it pays where K is small beside what the machine computes while it reads a byte.
+
+The tiles of [M, K] by [K, N] come from counting instructions and bytes and from the ahead-of-time compile for sm_90,
+not yet from a GPU.
 """
+
+from typing import NamedTuple
+
+from fused_resnet.ops.batch_norm_act.config import MAX_PARTS, ceil_div, power_of_two
 
 # The most inputs of such a convolution, by engine; others have not been measured and keep every output.
 FAST = {"cpu": 64}
 # The most where memory counts for more than time: from here on K·K·N outgrows the passes themselves.
 LEAN = 256
+
+LEAST = 16  # of each side of a product: smaller ones are padded
+SAMPLED_ROWS, SAMPLED_CHANNELS = 512, 16  # of which a program makes the centre: 64 loads a thread, all in flight
+UNCENTRED_CHANNELS = 16  # of one program
+
+
+class Tile(NamedTuple):
+    """How a product is cut, and what a program is: the figures behind ``depth`` are of the program."""
+
+    rows: int
+    columns: int
+    depth: int  # channels or rows that are summed over in one step
+    warps: int
+    stages: int
+    registers: int | None = None  # at the most, of a thread
+    programs: int = 2  # that a multiprocessor holds, where they walk through parts
+
+
+def side(channels: int, most: int) -> int:
+    """Return the side of a tile over ``channels``, at most ``most``."""
+    return max(LEAST, min(power_of_two(channels), most))
+
+
+def input_depth(inputs: int, itemsize: int) -> int:
+    """Return how many inputs are summed over in one step: all where 128 are enough, else 64.
+
+    Of float32 32: its products, outside the tensor cores, hold their operands in registers, and spill with 64.
+    """
+    if itemsize == 4:
+        return side(inputs, 32)
+    return side(inputs, 128) if inputs <= 128 else 64
+
+
+def statistics(inputs: int, outputs: int, itemsize: int) -> Tile:
+    """Return the tile of the statistics' ``v·Wᵀ``.
+
+    64 rows of 128 columns over four warps are 64 accumulators a thread and 64 sums: 222 to 230 registers, two programs
+    a multiprocessor, six instructions an output.  Of 256 columns one program would be left, which waits for its own
+    product; half the columns double the instructions that make ``v``.
+    """
+    return Tile(64, side(outputs, 256 // itemsize), input_depth(inputs, itemsize), 4, 3)
+
+
+def apply(inputs: int, outputs: int, itemsize: int, two_branches: bool) -> Tile:
+    """Return the tile of the pass that applies.
+
+    128 rows, so that the weights are read from L2 half as often as with 64; 64 columns at a time, whose weights and
+    residual are fetched one tile ahead: two programs a multiprocessor, which a third stage makes one.  Eight warps of
+    more than 128 registers are one program, too: the limit costs no spill in one step with one branch.  float32 is
+    limited, too, because the assembler otherwise aims at 80 and spills.
+    """
+    depth = input_depth(inputs, itemsize)
+    registers = 128 if itemsize == 4 or (inputs <= depth and not two_branches) else None
+    return Tile(256 // itemsize, side(outputs, 128 // itemsize), depth, 8, 2, registers)
+
+
+def weight_gradient(inputs: int, outputs: int, itemsize: int) -> Tile:
+    """Return the tile [inputs, outputs] of ``vᵀG`` and the rows of a step.
+
+    All of 128 inputs, so that G is read once.  32 rows a step: with 64 the two tiles that the Gram matrix is made of
+    leave no registers (spills on sm_80).  165 registers of four warps, three programs a multiprocessor, for 64 inputs;
+    212 of eight, one program with three steps of 16 KB in flight, for 128.
+    """
+    most = 256 // itemsize
+    rows = side(inputs, most)
+    warps, programs = (8, 1) if rows == 128 else (4, 3)
+    return Tile(rows, side(outputs, most), 32, warps, 4, programs=programs)
+
+
+def input_gradient(inputs: int, itemsize: int) -> Tile:
+    """Return the tile [rows, inputs] of ``du`` and the channels of a step.
+
+    128 rows, so that the weights, which every program reads whole, are half of what L2 serves and not two thirds.  127
+    registers and 66 KB, two programs a multiprocessor, for 64 inputs; 168 and one, with a step more in flight, for 128.
+    """
+    columns = side(inputs, 256 // itemsize)
+    return Tile(128, columns, 128 // itemsize, 8, 3 if columns == 128 else 2)
+
+
+def parts(rows: int, tile_rows: int, tiles: int, programs: int) -> tuple[int, int]:
+    """Cut a reduction over ``rows`` whose parts are ``tiles`` programs each; returns (parts, rows of a part).
+
+    There is one wave of ``programs``, and each walks through whole tiles.  The cut depends on the shape and on the
+    device's size alone, so that every run adds in the same order.
+    """
+    wanted = max(1, min(programs // tiles, MAX_PARTS))
+    rows_per_part = ceil_div(ceil_div(rows, wanted), tile_rows) * tile_rows
+    return ceil_div(rows, rows_per_part), rows_per_part
 
 
 def pays(engine: str, memory: str, inputs: int, outputs: int) -> bool:

@@ -113,5 +113,5 @@ def finish(
         grad_weight.to(dtype),
         folded,
         kw.T @ folded,
-        -(sum_grad / count) @ folded,
+        (-(sum_grad.double() / count) @ folded.double()).to(dtype),  # its error would be that of every pixel
     )

@@ -1,0 +1,449 @@
+"""A 1×1 convolution and its batch norm on a GPU: the reference's functions as Triton kernels.
+
+Activations are channels_last, i.e. row-major matrices of M = N·H·W rows, with K channels before the convolution and N
+behind it; s is the size of an element.  ``y`` lives in registers only: it is computed once for its statistics and once
+to be applied.
+
+Every product is of the *centred* input ``v = u − c``, rounded once, with ``c`` near the mean of ``u``.  So the digits
+go to what varies, sums of squares do not cancel, and what ``c`` misses of the mean is corrected exactly, per channel.
+Centring costs nothing: ``v = max(a·x + (b − c), −c)``, with −∞ in place of the last −c where there is no ReLU.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from fused_resnet.ops.batch_norm_act.config import ceil_div
+from fused_resnet.ops.batch_norm_act.triton import add_parts, merge_moments, scale_shift, split_program
+from fused_resnet.ops.launch import multiprocessors
+from fused_resnet.ops.pointwise_conv_norm import config, reference
+
+__all__ = ["pointwise_conv_norm_act", "pointwise_conv_norm_backward"]
+
+
+# ---- the pieces that kernels share
+
+
+@triton.jit
+def _centred(x, prologue, rows, end, columns, K):
+    """``v = max(a·x + (b − c), −c)`` in the dtype of x; 0 in rows that are not there and in channels past K."""
+    mask = columns < K
+    exists = (rows < end)[:, None]
+    raw = tl.load(x + rows[:, None] * K + columns[None, :], exists & mask[None, :], 0.0)
+    lowest = tl.load(prologue + 2 * K + columns, mask, 0.0)
+    v = scale_shift(raw.to(tl.float32), prologue, K, columns, mask)
+    v = tl.where(exists, v, 0.0)  # and 0 it stays, since −c <= 0
+    return tl.maximum(v, lowest[None, :], propagate_nan=tl.PropagateNan.ALL).to(raw.dtype)
+
+
+@triton.jit
+def _weight(w, inputs, columns, K, N):
+    """A tile of ``Wᵀ``, w being [N, K]."""
+    exists = (columns < N)[:, None] & (inputs < K)[None, :]
+    return tl.trans(tl.load(w + columns[:, None] * K + inputs[None, :], exists, 0.0))
+
+
+@triton.jit
+def _add_product(y, x, prologue, w, rows, end, k, columns, K, N, PRECISION: tl.constexpr, BLOCK_K: tl.constexpr):
+    """``y + v·Wᵀ`` of BLOCK_K inputs from the k-th on."""
+    inputs = k + tl.arange(0, BLOCK_K)
+    v = _centred(x, prologue, rows, end, inputs, K)
+    return tl.dot(v, _weight(w, inputs, columns, K, N), y, input_precision=PRECISION)
+
+
+# ---- forward
+
+
+@triton.jit(do_not_specialize=["M"])
+def _centre_kernel(
+    x,
+    x_affine,
+    prologue,
+    M,
+    K,
+    EPS: tl.constexpr,
+    AFFINE: tl.constexpr,
+    RELU: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """``c``, the mean of ``u`` over at most ROWS rows, evenly spaced; prologue [4, K]: a, b − c, −c or −inf, c.
+
+    It is a multiple of the last place that the largest ``u`` has in the dtype, EPS of its power of two.  Then what the
+    dtype holds again and again, such as ReLU's 0, it holds as ``v``, too: its rounding would not average out.
+    """
+    columns = tl.program_id(0) * BLOCK_K + tl.arange(0, BLOCK_K)
+    mask = columns < K
+    sample = tl.arange(0, ROWS)
+    count = tl.minimum(M, ROWS)
+    rows = sample.to(tl.int64) * (M // count)
+    exists = (sample < count)[:, None] & mask[None, :]
+    u = tl.load(x + rows[:, None] * K + columns[None, :], exists, 0.0).to(tl.float32)
+    a, b = tl.full((BLOCK_K,), 1.0, tl.float32), tl.zeros((BLOCK_K,), tl.float32)
+    if AFFINE:
+        a = tl.load(x_affine + columns, mask, 0.0)
+        b = tl.load(x_affine + K + columns, mask, 0.0)
+        u = u * a[None, :] + b[None, :]
+        if RELU:
+            u = tl.maximum(u, 0.0, propagate_nan=tl.PropagateNan.ALL)
+    u = tl.where(exists, u, 0.0)
+    c = tl.sum(u, 0) / count.to(tl.float32)
+    power = (tl.max(tl.abs(u), 0).to(tl.int32, bitcast=True) & 0x7F800000).to(tl.float32, bitcast=True)
+    unit = tl.maximum(power * EPS, 1e-37)
+    c = tl.floor(c / unit + 0.5) * unit
+    # finite, so that an infinite element gives what stock gives
+    c = tl.where(tl.abs(c) < float("inf"), c, 0.0)
+    tl.store(prologue + columns, a, mask)
+    tl.store(prologue + K + columns, b - c, mask)
+    lowest = -c if AFFINE and RELU else tl.full((BLOCK_K,), float("-inf"), tl.float32)
+    tl.store(prologue + 2 * K + columns, lowest, mask)
+    tl.store(prologue + 3 * K + columns, c, mask)
+
+
+@triton.jit(do_not_specialize=["M", "rows_per_part"])
+def _fprop_stats_kernel(
+    x,
+    prologue,
+    w,
+    partial,
+    M,
+    K,
+    N,
+    parts,
+    rows_per_part,
+    PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    ONE_STEP: tl.constexpr,
+    STAGES: tl.constexpr,
+):
+    """``mean`` and ``M2 = Σ(y − mean)²`` of ``y = v·Wᵀ`` in each part of the rows; partial [2, parts, N].
+
+    Bytes: s an element of x.
+    """
+    part, columns, mask = split_program(tl.program_id(0), N, BLOCK_N)
+    begin = part * rows_per_part
+    end = tl.minimum(begin + rows_per_part, M)
+    total = tl.zeros((BLOCK_M // 16, 8, BLOCK_N), tl.float32)
+    squares = tl.zeros((BLOCK_M // 16, 8, BLOCK_N), tl.float32)
+    for start in tl.range(begin, end, BLOCK_M, num_stages=STAGES):
+        rows = start + tl.arange(0, BLOCK_M)
+        y = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+        if ONE_STEP:
+            y = _add_product(y, x, prologue, w, rows, end, 0, columns, K, N, PRECISION, BLOCK_K)
+        else:
+            for k in tl.range(0, K, BLOCK_K, num_stages=STAGES):
+                y = _add_product(y, x, prologue, w, rows, end, k, columns, K, N, PRECISION, BLOCK_K)
+        # a thread holds rows 8 apart: added first, they halve the registers, and nothing is shuffled in the loop
+        upper, lower = tl.split(tl.permute(tl.reshape(y, (BLOCK_M // 16, 2, 8, BLOCK_N)), (0, 2, 3, 1)))
+        total += upper + lower
+        squares += upper * upper
+        squares += lower * lower
+    column_total = tl.sum(tl.sum(total, 0), 0)
+    mean = column_total / (end - begin).to(tl.float32)
+    m2 = tl.sum(tl.sum(squares, 0), 0) - column_total * mean  # y is centred: this does not cancel
+    m2 = tl.maximum(m2, 0.0, propagate_nan=tl.PropagateNan.ALL)
+    tl.store(partial + part * N + columns, mean.to(tl.float64), mask)
+    tl.store(partial + (parts + part) * N + columns, m2.to(tl.float64), mask)
+
+
+@triton.jit
+def _uncentre_kernel(w, prologue, moments, centred, affine, K, N, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr):
+    """``mean += W·c``, ``b −= a·(W·c)``: from the moments and the affine of ``v·Wᵀ`` to those of ``u·Wᵀ``."""
+    columns = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    mask = columns < N
+    shift = tl.zeros((BLOCK_N,), tl.float64)
+    for k in range(0, K, BLOCK_K):
+        inputs = k + tl.arange(0, BLOCK_K)
+        exists = mask[:, None] & (inputs < K)[None, :]
+        weight = tl.load(w + columns[:, None] * K + inputs[None, :], exists, 0.0).to(tl.float64)
+        c = tl.load(prologue + 3 * K + inputs, inputs < K, 0.0).to(tl.float64)
+        shift += tl.sum(weight * c[None, :], 1)
+    a, b = tl.load(centred + columns, mask, 0.0), tl.load(centred + N + columns, mask, 0.0)
+    mean = tl.load(moments + columns, mask, 0.0)
+    tl.store(moments + columns, (mean.to(tl.float64) + shift).to(tl.float32), mask)
+    tl.store(affine + columns, a, mask)
+    tl.store(affine + N + columns, (b.to(tl.float64) - a.to(tl.float64) * shift).to(tl.float32), mask)
+
+
+@triton.jit(do_not_specialize=["M"])
+def _fprop_act_kernel(
+    x,
+    prologue,
+    w,
+    affine,
+    residual,
+    residual_affine,
+    z,
+    M,
+    K,
+    N,
+    RESIDUAL: tl.constexpr,
+    RESIDUAL_AFFINE: tl.constexpr,
+    RELU: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    ONE_STEP: tl.constexpr,
+    STAGES: tl.constexpr,
+):
+    """``z = act(a·(v·Wᵀ) + b + R)``, R = 0, residual, or ``a_r·residual + b_r``.
+
+    Bytes: s an element of x, of z and of the residual.  A program makes ``v`` once for all outputs of its rows.
+    """
+    rows = tl.program_id(0).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
+    if ONE_STEP:
+        inputs = tl.arange(0, BLOCK_K)
+        v = _centred(x, prologue, rows, M, inputs, K)
+    for n in tl.range(0, N, BLOCK_N, num_stages=STAGES):
+        columns = n + tl.arange(0, BLOCK_N)
+        mask = columns < N
+        if ONE_STEP:
+            value = tl.dot(v, _weight(w, inputs, columns, K, N), input_precision=PRECISION)
+        else:
+            value = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+            for k in tl.range(0, K, BLOCK_K, num_stages=STAGES):
+                value = _add_product(value, x, prologue, w, rows, M, k, columns, K, N, PRECISION, BLOCK_K)
+        value = scale_shift(value, affine, N, columns, mask)
+        at = rows[:, None] * N + columns[None, :]
+        inside = (rows < M)[:, None] & mask[None, :]
+        if RESIDUAL:
+            side = tl.load(residual + at, inside, 0.0).to(tl.float32)
+            if RESIDUAL_AFFINE:
+                side = scale_shift(side, residual_affine, N, columns, mask)
+            value += side
+        if RELU:
+            value = tl.maximum(value, 0.0, propagate_nan=tl.PropagateNan.ALL)
+        tl.store(z + at, value.to(z.dtype.element_ty), inside)
+
+
+# ---- backward
+
+
+@triton.jit(do_not_specialize=["M", "rows_per_part"])
+def _wgrad_kernel(
+    grad,
+    x,
+    prologue,
+    partial,
+    M,
+    K,
+    N,
+    parts,
+    rows_per_part,
+    PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    STAGES: tl.constexpr,
+):
+    """``vᵀG``, ``vᵀv`` and ``Σv`` of each part of the rows; partial [1, parts, K·N + K·K + K].
+
+    A program has one tile of ``vᵀG`` or of ``vᵀv``.  Bytes: s an element of G, and of x (again for each tile, from L2).
+    """
+    pid = tl.program_id(0)
+    n_tiles, k_tiles = tl.cdiv(N, BLOCK_N), tl.cdiv(K, BLOCK_K)
+    tile, k_tile = pid % (n_tiles + k_tiles), pid // (n_tiles + k_tiles) % k_tiles
+    part = (pid // ((n_tiles + k_tiles) * k_tiles)).to(tl.int64)
+    begin = part * rows_per_part
+    end = tl.minimum(begin + rows_per_part, M)
+    inputs = k_tile * BLOCK_K + tl.arange(0, BLOCK_K)
+    out = partial + part * (K * N + K * K + K)
+    if tile < n_tiles:
+        outputs = tile * BLOCK_N + tl.arange(0, BLOCK_N)
+        product = tl.zeros((BLOCK_K, BLOCK_N), tl.float32)
+        for start in tl.range(begin, end, BLOCK_M, num_stages=STAGES):
+            rows = start + tl.arange(0, BLOCK_M)
+            v = _centred(x, prologue, rows, end, inputs, K)
+            inside = (rows < end)[:, None] & (outputs < N)[None, :]
+            g = tl.load(grad + rows[:, None] * N + outputs[None, :], inside, 0.0)
+            product = tl.dot(tl.trans(v), g, product, input_precision=PRECISION)
+        inside = (inputs < K)[:, None] & (outputs < N)[None, :]
+        tl.store(out + inputs[:, None] * N + outputs[None, :], product, inside)
+    else:
+        others = (tile - n_tiles) * BLOCK_K + tl.arange(0, BLOCK_K)
+        gram = tl.zeros((BLOCK_K, BLOCK_K), tl.float32)
+        total = tl.zeros((BLOCK_K,), tl.float32)
+        for start in tl.range(begin, end, BLOCK_M, num_stages=STAGES):
+            rows = start + tl.arange(0, BLOCK_M)
+            v = _centred(x, prologue, rows, end, inputs, K)
+            other = _centred(x, prologue, rows, end, others, K)
+            gram = tl.dot(tl.trans(v), other, gram, input_precision=PRECISION)
+            total += tl.sum(other.to(tl.float32), 0)
+        out += K * N
+        tl.store(out + inputs[:, None] * K + others[None, :], gram, (inputs < K)[:, None] & (others < K)[None, :])
+        tl.store(out + K * K + others, total, (others < K) & (k_tile == 0))
+
+
+@triton.jit(do_not_specialize=["M"])
+def _dgrad_kernel(
+    grad,
+    x,
+    prologue,
+    folded,
+    mixing,
+    row,
+    du,
+    M,
+    K,
+    N,
+    PARTS: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    DEPTH: tl.constexpr,
+    STAGES: tl.constexpr,
+):
+    """``du = G·Wa + v·(−M) + row`` with ``−M`` in PARTS parts of the dtype, high and low; mixing [PARTS, K, K].
+
+    Bytes: s an element of G, of x and of du (G and x again for each tile of K, from L2).
+    """
+    tile, columns, mask = split_program(tl.program_id(0), K, BLOCK_K)
+    rows = tile * BLOCK_M + tl.arange(0, BLOCK_M)
+    exists = (rows < M)[:, None]
+    total = tl.zeros((BLOCK_M, BLOCK_K), tl.float32)
+    for n in tl.range(0, N, DEPTH, num_stages=STAGES):
+        outputs = n + tl.arange(0, DEPTH)
+        there = outputs < N
+        g = tl.load(grad + rows[:, None] * N + outputs[None, :], exists & there[None, :], 0.0)
+        w = tl.load(folded + outputs[:, None] * K + columns[None, :], there[:, None] & mask[None, :], 0.0)
+        total = tl.dot(g, w, total, input_precision=PRECISION)
+    for k in tl.range(0, K, DEPTH, num_stages=STAGES):
+        inputs = k + tl.arange(0, DEPTH)
+        v = _centred(x, prologue, rows, M, inputs, K)
+        for part in tl.static_range(PARTS):
+            at = part * K * K + inputs[:, None] * K + columns[None, :]
+            m = tl.load(mixing + at, (inputs < K)[:, None] & mask[None, :], 0.0)
+            total = tl.dot(v, m, total, input_precision=PRECISION)
+    total += tl.load(row + columns, mask, 0.0)[None, :]
+    tl.store(du + rows[:, None] * K + columns[None, :], total.to(du.dtype.element_ty), exists & mask[None, :])
+
+
+# ---- the functions of reference.py
+
+
+def pointwise_conv_norm_act(
+    x: Tensor,
+    x_affine: Tensor | None,
+    x_relu: bool,
+    conv_weight: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    residual: Tensor | None,
+    residual_affine: Tensor | None,
+    relu: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Compute ``z = act(a·(u·Wᵀ) + b + R)``, moments [3, N] and affine [2, N]."""
+    outputs, inputs = conv_weight.shape[:2]
+    z = torch.empty(
+        (x.shape[0], outputs, *x.shape[2:]), dtype=x.dtype, device=x.device, memory_format=torch.channels_last
+    )
+    if x.numel() == 0:
+        moments, affine = (x.new_full((n, outputs), torch.nan, dtype=torch.float32) for n in (3, 2))
+        return z, moments, affine
+    rows = x.numel() // inputs
+    w = conv_weight.flatten(1).contiguous()
+    prologue, precision = _prologue(x, x_affine, x_relu), _precision()
+    cut = config.statistics(inputs, outputs, x.itemsize)
+    tiles = ceil_div(outputs, cut.columns)
+    parts, rows_per_part = config.parts(rows, cut.rows, tiles, cut.programs * multiprocessors(x.device))
+    partial = x.new_empty(2, parts, outputs, dtype=torch.float64)
+    _fprop_stats_kernel[parts * tiles,](
+        x, prologue, w, partial, rows, inputs, outputs, parts, rows_per_part,
+        precision, cut.rows, cut.columns, cut.depth, inputs <= cut.depth, cut.stages, num_warps=cut.warps,
+    )  # fmt: skip
+    moments, centred = merge_moments(partial, weight, bias, eps, rows, rows_per_part)
+    cut = config.apply(inputs, outputs, x.itemsize, residual_affine is not None)
+    _fprop_act_kernel[ceil_div(rows, cut.rows),](
+        x, prologue, w, centred, residual, residual_affine, z, rows, inputs, outputs,
+        residual is not None, residual_affine is not None, relu,
+        precision, cut.rows, cut.columns, cut.depth, inputs <= cut.depth, cut.stages,
+        num_warps=cut.warps, maxnreg=cut.registers,
+    )  # fmt: skip
+    affine = torch.empty_like(centred)
+    _uncentre_kernel[ceil_div(outputs, config.UNCENTRED_CHANNELS),](
+        w, prologue, moments, centred, affine, inputs, outputs, config.UNCENTRED_CHANNELS, cut.depth
+    )
+    return z, moments, affine
+
+
+def pointwise_conv_norm_backward(
+    grad: Tensor,
+    sum_grad: Tensor,
+    x: Tensor,
+    x_affine: Tensor | None,
+    x_relu: bool,
+    conv_weight: Tensor,
+    moments: Tensor,
+    weight: Tensor | None,
+    eps: float,
+    wants_input: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Compute du, or empty, dW [N, K, 1, 1] and dγ [N] from ``G`` and ``ΣG``."""
+    outputs, inputs = conv_weight.shape[:2]
+    rows = x.numel() // inputs
+    sums = moments.new_empty(1, inputs * (outputs + inputs + 1))
+    if rows == 0:
+        sums.zero_()
+    else:
+        prologue, precision = _prologue(x, x_affine, x_relu), _precision()
+        cut = config.weight_gradient(inputs, outputs, x.itemsize)
+        k_tiles = ceil_div(inputs, cut.rows)
+        tiles = k_tiles * (ceil_div(outputs, cut.columns) + k_tiles)
+        parts, rows_per_part = config.parts(rows, cut.depth, tiles, cut.programs * multiprocessors(x.device))
+        partial = sums.new_empty(1, parts, sums.shape[1])
+        _wgrad_kernel[parts * tiles,](
+            grad, x, prologue, partial, rows, inputs, outputs, parts, rows_per_part,
+            precision, cut.depth, cut.columns, cut.rows, cut.stages, num_warps=cut.warps,
+        )  # fmt: skip
+        add_parts(partial, sums)
+    product, gram, missed = sums[0].split((inputs * outputs, inputs * inputs, inputs))
+    # v is centred at c, the formulas at the mean: what c missed of it
+    missed = missed / max(rows, 1)
+    weight_sums = torch.addr(product.view(inputs, outputs), missed, sum_grad, alpha=-1).T
+    gram = torch.addr(gram.view(inputs, inputs), missed, missed, alpha=-rows)
+    d_conv_weight, grad_weight, folded, mixing, row = reference.finish(
+        weight_sums, gram, sum_grad, conv_weight, moments, weight, eps, rows
+    )
+    if not wants_input:
+        return grad.new_empty(0), d_conv_weight, grad_weight
+    du = torch.empty_like(x)
+    if rows:
+        negative = _in_parts(-mixing, grad.dtype)
+        row = row - missed @ negative.sum(0, dtype=torch.float32)
+        cut = config.input_gradient(inputs, x.itemsize)
+        if precision == "tf32":  # in three products, as good as float32: M was made of a Wa that is not cut off
+            precision = "tf32x3"
+        _dgrad_kernel[ceil_div(rows, cut.rows) * ceil_div(inputs, cut.columns),](
+            grad, x, prologue, folded.to(grad.dtype), negative, row, du, rows, inputs, outputs, len(negative),
+            precision, cut.rows, cut.columns, cut.depth, cut.stages, num_warps=cut.warps,
+        )  # fmt: skip
+    return du, d_conv_weight, grad_weight
+
+
+def _in_parts(values: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return float32 values as what they are in a dtype and, but for float32, what its rounding left of them."""
+    high = values.to(dtype)
+    if dtype is torch.float32:
+        return high[None]
+    return torch.stack((high, (values - high).to(dtype)))
+
+
+def _prologue(x: Tensor, x_affine: Tensor | None, x_relu: bool) -> Tensor:
+    """Return what makes ``v`` of x, and the centre: [4, K]."""
+    inputs = x.shape[1]
+    prologue = x.new_empty(4, inputs, dtype=torch.float32)
+    _centre_kernel[ceil_div(inputs, config.SAMPLED_CHANNELS),](
+        x, x_affine, prologue, x.numel() // inputs, inputs, torch.finfo(x.dtype).eps, x_affine is not None, x_relu,
+        config.SAMPLED_ROWS, config.SAMPLED_CHANNELS,
+    )  # fmt: skip
+    return prologue
+
+
+def _precision() -> str:
+    """Return how products of float32 are made, which torch's switch decides at every call."""
+    return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
