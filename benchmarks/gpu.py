@@ -90,6 +90,12 @@ def parts(device: torch.device) -> dict[str, tuple[Step, ...]]:
         "kernels": (
             # compiles some hundred variants
             Step("tests-triton", ("-m", "pytest", "-q", "-x", "tests/ops/test_triton_kernels.py"), 150, records=False),
+            Step(
+                "tests-pointwise",
+                ("-m", "pytest", "-q", "tests/ops/test_pointwise_triton_kernels.py"),
+                150,
+                records=False,
+            ),
             bench("op", f"op {every_engine} {both}", 200, graph=True),
             bench("block", f"block {every_engine} {both}", 180, models="resnet50 resnet18", graph=True),
             bench("block-peers", f"block {peers} --dtype bf16", 180, models="resnet50", graph=True),

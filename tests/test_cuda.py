@@ -56,11 +56,12 @@ def test_a_step_is_as_accurate_as_stock(engine, shortcut, autocast, memory_forma
 
 
 @pytest.mark.parametrize("autocast", [None, torch.bfloat16], ids=["fp32", "bf16"])
-def test_the_stem_and_bottlenecks_are_as_accurate_as_stock(engine, autocast):
+@pytest.mark.parametrize("memory", ["fast", "lean"])
+def test_the_stem_and_bottlenecks_are_as_accurate_as_stock(engine, memory, autocast):
     model = without_kinks(models.resnet50(num_classes=10)).cuda().to(memory_format=torch.channels_last)
     x = torch.randn(8, 3, 96, 96, device="cuda").contiguous(memory_format=torch.channels_last)
     exact = step(copy.deepcopy(model).double(), x.double())
-    fused = step(fused_resnet.fuse(copy.deepcopy(model), engine=engine), x, autocast)
+    fused = step(fused_resnet.fuse(copy.deepcopy(model), engine=engine, memory=memory), x, autocast)
     assert_as_accurate_as_stock(fused, step(model, x, autocast), exact)
 
 

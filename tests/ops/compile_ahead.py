@@ -25,7 +25,8 @@ from fused_resnet.ops import batch_norm_act, batch_norm_act_pool, pointwise_conv
 from fused_resnet.ops.batch_norm_act import triton as norm_kernels
 from fused_resnet.ops.pointwise_conv_norm import triton as pointwise_kernels
 
-REGISTERS, THREADS, SHARED_BYTES = 65536, 2048, {80: 164 << 10, 90: 228 << 10, 100: 228 << 10}
+REGISTERS, THREADS = 65536, 2048
+SHARED_BYTES = {80: 164 << 10, 86: 100 << 10, 89: 100 << 10, 90: 228 << 10, 100: 228 << 10, 120: 100 << 10}
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 H200_MULTIPROCESSORS = 132
 SIZE = 14

@@ -23,6 +23,9 @@ RUNS = [("90", "bfloat16", "64", "30"), ("80", "bfloat16", "64"), ("100", "bfloa
 # a 1×1 convolution's inputs and outputs, at the ends of ResNet-50's first two stages
 PRODUCTS = [(capability, "bfloat16", "64x256", "128x512") for capability in ("90", "80", "100")]
 PRODUCTS.append(("90", "float32", "64x256"))
+# a GPU whose blocks have 99 KB of shared memory, as those of sm_89 and sm_120
+SMALL = [("86", dtype, "64", "128x512") for dtype in ("float32", "bfloat16")]
+EVERY = RUNS + PRODUCTS + SMALL
 
 # blocks of a multiprocessor, and instructions an element (one pass) or in all (a loop), at the most
 PASSES = {"_act_kernel": (4, 14), "_backward_kernel": (3, 28), "_add_masked_kernel": (5, 12)}
@@ -50,7 +53,7 @@ def compiled() -> dict[tuple[str, ...], list[dict]]:
         return [json.loads(line) for line in done.stdout.splitlines()]
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        return dict(zip(RUNS + PRODUCTS, pool.map(run, RUNS + PRODUCTS), strict=True))
+        return dict(zip(EVERY, pool.map(run, EVERY), strict=True))
 
 
 @pytest.mark.parametrize("run", RUNS + PRODUCTS, ids="-".join)
@@ -89,6 +92,11 @@ def test_enough_blocks_fit_a_multiprocessor_and_instructions_stay_few(compiled, 
         else:
             continue
         assert kernel["blocks"] >= blocks, kernel
+
+
+@pytest.mark.parametrize("run", SMALL, ids="-".join)
+def test_a_small_gpu_has_the_shared_memory(compiled, run):
+    assert max(kernel["shared"] for kernel in compiled[run]) <= 99 << 10
 
 
 @pytest.mark.parametrize("run", [run for run in PRODUCTS if run[1] == "bfloat16"], ids="-".join)

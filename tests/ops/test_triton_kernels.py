@@ -249,18 +249,20 @@ def test_a_network_of_these_kernels_is_as_accurate_as_stock(k, monkeypatch, auto
     )
     resnet = models.resnet20()
     padded = models.resnet20(shortcut="A").layer3[0]
-    model = torch.nn.Sequential(stem, resnet.layer1[0], resnet.layer2[0], padded).to(memory_format=memory_format)
+    bottlenecks = models.resnet50().layer1[:2]
+    model = torch.nn.Sequential(stem, resnet.layer1[0], resnet.layer2[0], padded, bottlenecks)
+    model = model.to(memory_format=memory_format)
     for module in model.modules():
         if isinstance(module, torch.nn.BatchNorm2d):  # no ReLU's input is near 0, where no dtype is right
             torch.nn.init.constant_(module.bias, 6)
     x = torch.randn(2, 3, 20, 20).contiguous(memory_format=memory_format)
     exact = step(copy.deepcopy(model).double(), x.double())
     stock = step(copy.deepcopy(model), x, autocast)
-    fused = fuse(copy.deepcopy(model))
+    fused = fuse(copy.deepcopy(model), memory="lean")
     served = []
     monkeypatch.setattr(ops, "kernels", lambda *args: served.append(args) or k)
     assert chain_ops.ops is ops
     results = step(fused, x, autocast)
-    assert len(served) >= 8
-    assert sum(isinstance(module, blocks.FusedModule) for module in fused.modules()) == 4
+    assert len(served) >= 12
+    assert sum(isinstance(module, blocks.FusedModule) for module in fused.modules()) == 6
     assert_as_accurate_as_stock(results, stock, exact)

@@ -17,7 +17,7 @@ MIN_TILES_PER_PART = 4
 MAX_CHANNELS_PER_TILE = 128  # 256 bytes of bfloat16 side by side
 
 PASS_ELEMENTS, PASS_WARPS = 4096, 4
-REDUCTION_ELEMENTS, REDUCTION_WARPS, REDUCTION_STAGES = 4096, 8, 3
+REDUCTION_ELEMENTS, REDUCTION_WARPS = 4096, 8
 FLAT_ELEMENTS, FLAT_WARPS = 4096, 4
 
 
@@ -45,6 +45,11 @@ def ceil_div(a: int, b: int) -> int:
 def power_of_two(n: int) -> int:
     """Return the least power of two that is not below ``n``, at least 1."""
     return 1 << max(n - 1, 0).bit_length()
+
+
+def reduction_stages(itemsize: int) -> int:
+    """Return how many tiles of a reduction are in flight, and one: four tensors must fit the 99 KB of an sm_86."""
+    return 3 if itemsize == 2 else 2
 
 
 @functools.cache

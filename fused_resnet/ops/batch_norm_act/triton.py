@@ -446,7 +446,7 @@ def batch_norm_stats(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps:
     cut, parts, rows_per_part = config.reduction(rows, channels, multiprocessors(x.device))
     partial = x.new_empty(2, parts, channels, dtype=torch.float64)
     _stats_kernel[parts * config.ceil_div(channels, cut.channels),](
-        x, partial, rows, channels, parts, rows_per_part, cut.rows, cut.channels, config.REDUCTION_STAGES,
+        x, partial, rows, channels, parts, rows_per_part, cut.rows, cut.channels, config.reduction_stages(x.itemsize),
         num_warps=cut.warps,
     )  # fmt: skip
     return merge_moments(partial, weight, bias, eps, rows, rows_per_part)
@@ -534,7 +534,7 @@ def batch_norm_act_reduce(
     partial = moments.new_empty(3 if two else 2, parts, channels)
     _reduce_kernel[parts * config.ceil_div(channels, cut.channels),](
         grad, x, moments, affine, z, residual, residual_moments, partial, rows, channels, parts, rows_per_part,
-        relu, z is not None, two, cut.rows, cut.channels, config.REDUCTION_STAGES, num_warps=cut.warps,
+        relu, z is not None, two, cut.rows, cut.channels, config.reduction_stages(x.itemsize), num_warps=cut.warps,
     )  # fmt: skip
     add_parts(partial, sums)
     return sums
@@ -629,7 +629,7 @@ def masked_grad(grad: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
     partial = sums.new_empty(1, parts, channels)
     _masked_grad_kernel[parts * config.ceil_div(channels, cut.channels),](
         grad, z, masked, partial, rows, channels, parts, rows_per_part, cut.rows, cut.channels,
-        config.REDUCTION_STAGES, num_warps=cut.warps,
+        config.reduction_stages(grad.itemsize), num_warps=cut.warps,
     )  # fmt: skip
     add_parts(partial, sums)
     return masked, sums

@@ -88,10 +88,10 @@ def input_gradient(inputs: int, itemsize: int) -> Tile:
     """Return the tile [rows, inputs] of ``du`` and the channels of a step.
 
     128 rows, so that the weights, which every program reads whole, are half of what L2 serves and not two thirds.  127
-    registers and 66 KB, two programs a multiprocessor, for 64 inputs; 168 and one, with a step more in flight, for 128.
+    registers and 66 KB, two programs a multiprocessor, for 64 inputs.  For 128, a step more in flight would take 116 KB
+    or more, which only the GPUs of a data centre have (99 KB elsewhere).
     """
-    columns = side(inputs, 256 // itemsize)
-    return Tile(128, columns, 128 // itemsize, 8, 3 if columns == 128 else 2)
+    return Tile(128, side(inputs, 256 // itemsize), 128 // itemsize, 8, 2)
 
 
 def parts(rows: int, tile_rows: int, tiles: int, programs: int) -> tuple[int, int]:
