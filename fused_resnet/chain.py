@@ -91,7 +91,7 @@ def keeps_y(chain: Chain, i: int, weight: Tensor | None, engine: str) -> bool:
     if not pointwise or not (projects or stride == (1, 1)):
         return True
     outputs, inputs = weight.shape[:2]
-    return not pays(engine, chain.options.memory, inputs, outputs)
+    return not pays(engine, chain.options.memory, inputs, outputs, weight.itemsize)
 
 
 class _Forward:

@@ -11,8 +11,9 @@ from typing import NamedTuple
 
 from fused_resnet.ops.batch_norm_act.config import MAX_PARTS, ceil_div, power_of_two
 
-# The most inputs of such a convolution, by engine; others have not been measured and keep every output.
-FAST = {"cpu": 64}
+# The most inputs of such a convolution, by engine and bytes of an element; others have not been measured, or lose, and
+# keep every output.  In half precision the CPU's sums are made in float32, which costs more than is saved.
+FAST = {("cpu", 4): 64}
 # The most where memory counts for more than time: from here on K·K·N outgrows the passes themselves.
 LEAN = 256
 
@@ -105,6 +106,6 @@ def parts(rows: int, tile_rows: int, tiles: int, programs: int) -> tuple[int, in
     return ceil_div(rows, rows_per_part), rows_per_part
 
 
-def pays(engine: str, memory: str, inputs: int, outputs: int) -> bool:
-    """Whether to do without the output of a 1×1 convolution with these channels."""
-    return outputs >= 2 * inputs and inputs <= (LEAN if memory == "lean" else FAST.get(engine, 0))
+def pays(engine: str, memory: str, inputs: int, outputs: int, itemsize: int) -> bool:
+    """Whether to do without the output of a 1×1 convolution with these channels and activations of this size."""
+    return outputs >= 2 * inputs and inputs <= (LEAN if memory == "lean" else FAST.get((engine, itemsize), 0))
