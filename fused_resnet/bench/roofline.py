@@ -267,7 +267,8 @@ def _trace(module: nn.Module, x: Tensor) -> Shapes:
             if isinstance(child, nn.Conv2d):
                 flop = 2 * wrote * prod(child.weight.shape[1:])
                 role = roles.get(name, "stem")
-                free = role != "inner" and child.kernel_size == (1, 1) and pays("", LEAN, *child.weight.shape[1::-1], 4)
+                pointwise = role != "inner" and child.kernel_size == (1, 1)
+                free = pointwise and pays("", LEAN, child.in_channels, child.out_channels, 4)
                 pixels = output.shape[2] * output.shape[3] if free else 0
                 again, gram_flop = pixels * child.in_channels, 4 * pixels * child.in_channels**2
                 layers[name] = Layer(name, role, read, wrote, flop, read_again=again, gram_flop=gram_flop)
