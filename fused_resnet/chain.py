@@ -12,6 +12,9 @@ forward               backward
 ``mean, var of y``    ``dy = a·((G − g0) − k·(y − mean))`` from ``ΣG`` and ``ΣG·(y − mean)``
 ``z = act(a·y + b)``  ``G = dz`` where not ``z <= 0``, else 0
 ====================  =======================================================================
+
+Behind an expanding 1×1 convolution at the end, ``y`` becomes ``z`` in place and backward does without it: see
+:mod:`fused_resnet.ops.pointwise_conv_norm.reference`.
 """
 
 from collections.abc import Sequence
