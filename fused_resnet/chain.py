@@ -35,7 +35,7 @@ from fused_resnet.chain_spec import (
     split_saved,
     wants_input,
 )
-from fused_resnet.ops.library import accumulation_dtype, dense_like
+from fused_resnet.ops.library import accumulation_dtype, dense, dense_like
 from fused_resnet.ops.pointwise_conv_norm.config import pays
 
 # without the search for an overload that the packet makes in every call
@@ -118,7 +118,7 @@ class _Forward:
 
     def run(self, x: Tensor, shortcut: Tensor | None) -> Tensor:
         last = len(self.chain.units) - 1
-        raw: Raw = (_dense(x, True) if self.k.channels_last else x, None, False)
+        raw: Raw = (dense(x, True) if self.k.channels_last else x, None, False)
         for i in range(last):
             raw = (*self.conv_norm(i, self.activation(*raw)), self.chain.units[i].relu)
         if self.chain.shortcut is not None:
@@ -150,7 +150,8 @@ class _Forward:
             return output
         x = raw[0]
         _check_batch(x)
-        residual = _residual(residual, torch.Size((x.shape[0], weight.shape[0], *x.shape[2:])), x.dtype)
+        shape = torch.Size((x.shape[0], weight.shape[0], *x.shape[2:]))
+        residual = dense(_residual(residual, shape, x.dtype), self.k.channels_last)
         output, moments, affine = self.k.pointwise_conv_norm_act(
             *raw, weight, p.weight, p.bias, unit.eps, residual, residual_affine, unit.relu
         )
@@ -168,7 +169,7 @@ class _Forward:
     def conv_norm(self, i: int, z: Tensor, keeps_y: bool = True) -> tuple[Tensor, Tensor]:
         """Return a unit's ``y`` and affine, and keep what backward needs of it."""
         unit, p, k = self.chain.all_units[i], self.parameters[i], self.k
-        y = _dense(z if unit.conv is None else _conv(unit.conv, z, self.weights[i], p.conv_bias), k.channels_last)
+        y = dense(z if unit.conv is None else _conv(unit.conv, z, self.weights[i], p.conv_bias), k.channels_last)
         if unit.batch_stats:
             _check_batch(y)
             moments, affine = k.batch_norm_stats(y, p.weight, p.bias, unit.eps)
@@ -295,7 +296,7 @@ class _Backward:
         if self.wants_dy(i) or wanted.weight:
             weight = p.conv_weight if saved.conv_weight is None else saved.conv_weight
             x, affine, relu = self.raw(i)
-            x = _dense(x if i < len(self.chain.units) else self.chain.pixels(x), self.k.channels_last)
+            x = dense(x if i < len(self.chain.units) else self.chain.pixels(x), self.k.channels_last)
             dz, d_weight, grad_weight = self.k.pointwise_conv_norm_backward(
                 masked, sum_grad, x, affine, relu, weight, self.moments[i], p.weight, unit.eps, self.wants_input[i]
             )
@@ -424,9 +425,7 @@ class _Backward:
     def y(self, i: int) -> Tensor:
         """Return the input of a unit's batch norm."""
         y = self.saved[i].y
-        return (
-            y if y is not None else _dense(self.x if i < len(self.chain.units) else self.source, self.k.channels_last)
-        )
+        return y if y is not None else dense(self.x if i < len(self.chain.units) else self.source, self.k.channels_last)
 
     def wants_dy(self, i: int) -> bool:
         """Whether the gradient of a unit's batch norm's input leads anywhere."""
@@ -477,11 +476,3 @@ def _as(gradient: Any, parameter: Any) -> Tensor:
     """``gradient`` in the dtype of ``parameter``."""
     result: Tensor = gradient if gradient.dtype == parameter.dtype else gradient.to(parameter.dtype)
     return result
-
-
-def _dense(x: Tensor, channels_last: bool) -> Tensor:
-    """``x`` without gaps, in channels_last where the kernels take nothing else."""
-    is_channels_last = x.is_contiguous(memory_format=torch.channels_last) or (x.shape[1] > 1 and x.stride(1) == 1)
-    if channels_last or is_channels_last:
-        return x.contiguous(memory_format=torch.channels_last)
-    return x.contiguous()

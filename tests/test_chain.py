@@ -444,6 +444,16 @@ def test_the_end_of_a_block_is_as_accurate_as_stock_with_and_without_its_outputs
     assert_fused_is_as_accurate_as_stock(model, *draws, autocast=autocast)
 
 
+@pytest.mark.parametrize("name", ["bottleneck", "bottleneck, projection", "wide, stride 2"])
+@pytest.mark.parametrize("weights", [torch.channels_last, torch.contiguous_format], ids=["channels_last", "contiguous"])
+def test_the_end_of_a_block_takes_an_input_in_another_format_than_its_weights(name, weights):
+    other = torch.contiguous_format if weights is torch.channels_last else torch.channels_last
+    model = make(name).to(memory_format=weights)
+    assert_fused_is_as_accurate_as_stock(model, images(model, layout=other))
+    gaps = images(model, size=24)[:, :, ::2, ::2]
+    assert_fused_is_as_accurate_as_stock(model, gaps)
+
+
 def test_a_lean_block_is_as_accurate_as_stock_and_keeps_less():
     torch.manual_seed(0)
     model = Block(72, (72, 72, 288), (1, 3, 1), stride=2)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fused_resnet.ops.library import accumulation_dtype
+from fused_resnet.ops.library import accumulation_dtype, dense, dense_like
 from fused_resnet.ops.pointwise_conv_norm.reference import finish
 
 # of a gradient in half precision: 4 MB of float32
@@ -35,8 +35,9 @@ def operations(k: Any) -> SimpleNamespace:
         relu: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
         u = x if x_affine is None else k.batch_norm_act(x, x_affine, None, None, x_relu)
-        y = torch.conv2d(u, conv_weight)
+        y = dense(torch.conv2d(u, conv_weight), k.channels_last)
         del u
+        residual = None if residual is None else dense_like(residual, y)
         moments, affine = k.batch_norm_stats(y, weight, bias, eps)
         k.batch_norm_act_(y, affine, residual, residual_affine, relu)
         return y, moments, affine
