@@ -4,5 +4,5 @@ from fused_resnet.ops.pointwise_conv_norm import reference
 
 __all__ = ["OPERATIONS", "reference"]
 
-# They allocate what the dispatcher's operations do not: no schema of their own, see composed.py.
+# Functions that only a chain calls, without a schema: what is traced is the chain, as one operation.
 OPERATIONS = ("pointwise_conv_norm_act", "pointwise_conv_norm_backward")
