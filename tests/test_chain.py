@@ -341,20 +341,28 @@ def test_gradients_come_where_they_are_wanted_and_nowhere_else(name, freeze, x_w
     assert_as_accurate_as_stock(run(fused_resnet.fuse(model), x), stock, exact)
 
 
+class Operations(torch.utils._python_dispatch.TorchDispatchMode):
+    """The operations that run inside, in order, with their arguments."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = []
+
+    @property
+    def names(self) -> list[str]:
+        return [name for name, _ in self.calls]
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.calls.append((func.name().split(".")[0], args))
+        return func(*args, **(kwargs or {}))
+
+
 def convolution_backwards(model: nn.Module, x: Tensor) -> list[list[bool]]:
     """The masks (input, weight, bias) of the convolution gradients that a backward computes, in order."""
-    masks = []
-
-    class Spy(torch.utils._python_dispatch.TorchDispatchMode):
-        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-            if func is torch.ops.aten.convolution_backward.default:
-                masks.append(list(args[-1]))
-            return func(*args, **(kwargs or {}))
-
     z = model(x)
-    with Spy():
+    with Operations() as operations:
         z.square().sum().backward()
-    return masks
+    return [list(args[-1]) for name, args in operations.calls if name == "aten::convolution_backward"]
 
 
 def test_no_gradient_is_computed_that_nobody_wants(monkeypatch):
@@ -452,6 +460,18 @@ def test_the_end_of_a_block_takes_an_input_in_another_format_than_its_weights(na
     assert_fused_is_as_accurate_as_stock(model, images(model, layout=other))
     gaps = images(model, size=24)[:, :, ::2, ::2]
     assert_fused_is_as_accurate_as_stock(model, gaps)
+
+
+@pytest.mark.parametrize("memory", ["fast", "lean"])
+@pytest.mark.parametrize("name", ["bottleneck", "bottleneck, projection"])
+def test_the_first_product_adds_to_the_shortcuts_gradient(name, memory):
+    model = make(name)
+    x = images(model)
+    z = assert_fused_is_as_accurate_as_stock(model, x, memory=memory)(x.requires_grad_())
+    with Operations() as operations:
+        z.square().sum().backward()
+    assert operations.names.count("aten::addmm_") == 1
+    assert "fused_resnet::add_masked_" not in operations.names
 
 
 def test_a_lean_block_is_as_accurate_as_stock_and_keeps_less():
