@@ -11,11 +11,13 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
+
 from fused_resnet import models
 from fused_resnet.bench.command import add_bench
 from fused_resnet.doctor import add_doctor
 from fused_resnet.engines import EngineError
-from fused_resnet.surgery import NothingToFuse, explain, fuse
+from fused_resnet.surgery import NothingToFuse, Report, explain, fuse
 from fused_resnet.training import Recipe, Trainer, TrainingDiverged, data
 from fused_resnet.training.recipe import PRECISIONS
 
@@ -191,7 +193,14 @@ examples:
   fused-resnet explain resnet50                 this package's networks
   fused-resnet explain torchvision:resnext50_32x4d
   fused-resnet explain timm:seresnet50          what fits is fused, what does not is named
+  fused-resnet explain resnet50 --input-shape 32 3 224 224 --dtype bf16
+                                                and what a training step moves, computes and keeps for backward
+  fused-resnet explain resnet50 --input-shape 32 3 224 224 --steps layer1.0
+                                                kernel by kernel
 """
+
+# what --dtype gives to autocast
+AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def add_explain(subcommands: "Subcommands") -> None:
@@ -205,6 +214,15 @@ def add_explain(subcommands: "Subcommands") -> None:
     )
     parser.add_argument("model", help=f"{', '.join(models.names())}, torchvision:NAME or timm:NAME")
     parser.add_argument("--engine", default="auto", help="that serves the fused blocks (default: %(default)s)")
+    parser.add_argument(
+        "--memory", default="fast", help="fast, or lean to keep less for backward where that costs time (default: fast)"
+    )
+    traced = parser.add_argument_group("trace a training step, without data")
+    traced.add_argument(
+        "--input-shape", type=int, nargs=4, metavar=("N", "C", "H", "W"), help="bytes, FLOP and memory of every chain"
+    )
+    traced.add_argument("--dtype", choices=list(AUTOCAST), default="fp32", help="of autocast (default: %(default)s)")
+    traced.add_argument("--steps", metavar="MODULE", help="kernel by kernel, of this module's chains")
     parser.set_defaults(run=run_explain)
 
 
@@ -214,9 +232,25 @@ def run_explain(options: argparse.Namespace) -> int:
         model = models.create(options.model)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", NothingToFuse)  # the report says it
-            report = explain(fuse(model, engine=options.engine))
+            fuse(model, engine=options.engine, memory=options.memory)
+        report = explain(model, options.input_shape, dtype=AUTOCAST[options.dtype])
+        if options.steps is None:
+            print(report)
+        else:
+            print_steps(report, options.steps)
     except (ValueError, ImportError, EngineError) as error:
         print(f"fused-resnet explain: error: {error}", file=sys.stderr)
         return 2
-    print(report)
     return 0 if report.fused else 1
+
+
+def print_steps(report: Report, module: str) -> None:
+    """Print what the chains of one module do, kernel by kernel."""
+    traced = {row.module: row for row in report.fused if row.steps is not None}
+    if not traced:
+        raise ValueError("--steps needs --input-shape N C H W")
+    if module not in traced:
+        raise ValueError(f"--steps must be one of {', '.join(traced)}; got {module!r}")
+    for row in report.fused:
+        if row.module == module:
+            print(f"{row.module}  {row.what}  [{row.engine}]\n{row.steps}")
