@@ -132,6 +132,7 @@ def trace(
         model = copy.deepcopy(model)
     names = {module: name for name, module in model.named_modules() if isinstance(module, FusedModule)}
     parameter = next(model.parameters())
+    autocast = torch.autocast(parameter.device.type, dtype, enabled=dtype is not None)
     calls: list[tuple[FusedModule, Tensor]] = []
 
     def note(module: nn.Module, args: tuple[Any, ...]) -> None:
@@ -145,7 +146,7 @@ def trace(
         # a fused module is stock to a tensor without data: one forward shows every module its input
         hook = nn.modules.module.register_module_forward_pre_hook(note)
         try:
-            with torch.autocast(parameter.device.type, dtype, enabled=dtype is not None):
+            with autocast:
                 model(x)
         except Exception as error:
             raise ValueError(f"{type(model).__name__} takes no input of shape {tuple(input_shape)}: {error}") from error
@@ -155,8 +156,9 @@ def trace(
             plan = module._fused.get(module.training)
             chains = "" if plan is None else prepare(module, plan)
             if plan is not None and not isinstance(chains, str):
-                tracer = _Tracer(chains, dtype, engine)
-                plan.forward(module, tracer, argument)
+                tracer = _Tracer(chains, engine)
+                with autocast:
+                    plan.forward(module, tracer, argument)
                 for index, steps in tracer.steps:
                     key = names[module], index
                     found[key] = found[key] + steps if key in found else steps
@@ -166,15 +168,14 @@ def trace(
 class _Tracer(PreparedChains):
     """The chains of one call, which a generated forward runs on tensors without data."""
 
-    def __init__(self, chains: list[PreparedChain], dtype: torch.dtype | None, engine: str):
+    def __init__(self, chains: list[PreparedChain], engine: str):
         super().__init__(chains)
-        self.dtype, self.engine = dtype, engine
+        self.engine = engine
         self.steps: list[tuple[int, Steps]] = []
 
     def run(self, index: int, x: Tensor, shortcut: Tensor | None) -> Tensor:
         self.index = index
-        with torch.autocast(x.device.type, self.dtype, enabled=self.dtype is not None):
-            return super().run(index, x, shortcut)
+        return super().run(index, x, shortcut)
 
     def _run(self, chain: PreparedChain, x: Tensor, shortcut: Tensor | None) -> Tensor:
         spec = make_chain(chain.signature)
