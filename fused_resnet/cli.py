@@ -15,6 +15,7 @@ import torch
 
 from fused_resnet import models
 from fused_resnet.bench.command import add_bench
+from fused_resnet.bench.tune import add_tune
 from fused_resnet.doctor import add_doctor
 from fused_resnet.engines import EngineError
 from fused_resnet.surgery import NothingToFuse, Report, explain, fuse
@@ -56,6 +57,7 @@ def build_parser() -> argparse.ArgumentParser:
     subcommands = parser.add_subparsers(title="subcommands", metavar="SUBCOMMAND", required=True)
     add_train(subcommands)
     add_bench(subcommands)
+    add_tune(subcommands)
     add_explain(subcommands)
     add_doctor(subcommands)
     return parser

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from fused_resnet import engines, ops
+from fused_resnet import engines, ops, tuning
 from fused_resnet.environment import environment
 from fused_resnet.host_memory import keep_freed_memory
 
@@ -30,9 +30,17 @@ def examine() -> dict[str, Any]:
         },
         "default engine": {device: engines.choose("auto", device, torch.float32) for device in devices},
         "self-check": {name: wrong or "passed" for name, wrong in checked.items()},
+        "tuning": {device: _tuning_of(device) for device in devices},
         "freed host memory": keep_freed_memory(),
         "native build": {**engines.build_record(), **_instruction_sets()},
     }
+
+
+def _tuning_of(device: str) -> str:
+    file = tuning.path(device)
+    if file is None or not file.exists():
+        return "built in; fused-resnet tune measures this machine"
+    return str(file)
 
 
 def _instruction_sets() -> dict[str, Any]:

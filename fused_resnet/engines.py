@@ -14,6 +14,8 @@ from typing import Any
 
 import torch
 
+from fused_resnet.tuning import tuning
+
 PACKAGE = Path(__file__).parent
 CPU_LIBRARY = PACKAGE / "libfused_resnet_cpu.so"
 CUDA_LIBRARY = PACKAGE / "libfused_resnet_cuda.so"
@@ -21,7 +23,6 @@ CPU_DTYPES = (torch.float32, torch.bfloat16, torch.float64)
 GPU_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 LEAST_CAPABILITY = (8, 0)
 
-# in the order in which "auto" tries them; that of triton and cuda is not measured yet
 NAMES = ("cpu", "triton", "cuda", "reference")
 # those whose kernels want activations in channels_last
 GPU_NAMES = ("triton", "cuda")
@@ -38,7 +39,7 @@ def choose(engine: str, device_type: str, dtype: torch.dtype) -> str:
     Parameters
     ----------
     engine
-        ``"auto"`` for the first engine of :data:`NAMES` that can, or one of :data:`NAMES`.
+        One of :data:`NAMES`, or ``"auto"`` for the fastest that can, by :mod:`fused_resnet.tuning`.
 
     Raises
     ------
@@ -50,7 +51,8 @@ def choose(engine: str, device_type: str, dtype: torch.dtype) -> str:
         engine = os.environ.get("FUSED_RESNET_ENGINE", "auto")
         check_name(engine, "FUSED_RESNET_ENGINE")
     if engine == "auto":
-        return next(name for name in NAMES if why_not(name, device_type, dtype) is None)
+        fastest = (*tuning(device_type).engines, *NAMES)
+        return next(name for name in fastest if name in NAMES and why_not(name, device_type, dtype) is None)
     if reason := why_not(engine, device_type, dtype):
         raise EngineError(f"engine={engine!r} cannot serve: {reason}; use engine='auto' for one that can")
     return engine

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import fused_resnet
-from fused_resnet.ops.pointwise_conv_norm import config
+from fused_resnet.tuning import Tuning, using
 from tests.accuracy import assert_as_accurate_as_stock, assert_fused_is_as_accurate_as_stock, gradient_for, record
 
 
@@ -365,8 +365,8 @@ def convolution_backwards(model: nn.Module, x: Tensor) -> list[list[bool]]:
     return [list(args[-1]) for name, args in operations.calls if name == "aten::convolution_backward"]
 
 
-def test_no_gradient_is_computed_that_nobody_wants(monkeypatch):
-    monkeypatch.setattr(config, "FAST", {})  # the products of a y that is not kept are others
+@using("cpu", Tuning(("cpu",), {}))  # the products of a y that is not kept are others
+def test_no_gradient_is_computed_that_nobody_wants():
     for freeze in FREEZES:
         model = make("bottleneck, stride 2")
         FREEZES[freeze](model)
@@ -443,13 +443,11 @@ def test_activation_checkpointing_gives_stocks_gradients(reentrant):
 @pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format], ids=["channels_last", "contiguous"])
 @pytest.mark.parametrize("outputs", ["kept", "not kept"])
 @pytest.mark.parametrize("name", ["bottleneck", "bottleneck, projection", "bottleneck, stride 2", "wide, stride 2"])
-def test_the_end_of_a_block_is_as_accurate_as_stock_with_and_without_its_outputs(
-    name, outputs, layout, autocast, monkeypatch
-):
-    monkeypatch.setattr(config, "FAST", {("cpu", size): 64 if outputs == "not kept" else 0 for size in (2, 4)})
+def test_the_end_of_a_block_is_as_accurate_as_stock_with_and_without_its_outputs(name, outputs, layout, autocast):
     model = make(name, clear=autocast is not None)
     draws = [images(model, layout=layout, seed=seed) for seed in range(7 if autocast else 1)]
-    assert_fused_is_as_accurate_as_stock(model, *draws, autocast=autocast)
+    with using("cpu", Tuning(("cpu",), {("cpu", size): 64 for size in (2, 4) if outputs == "not kept"})):
+        assert_fused_is_as_accurate_as_stock(model, *draws, autocast=autocast)
 
 
 @pytest.mark.parametrize("name", ["bottleneck", "bottleneck, projection", "wide, stride 2"])

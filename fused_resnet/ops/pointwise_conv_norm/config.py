@@ -9,12 +9,11 @@ not yet from a GPU.
 
 from typing import NamedTuple
 
+from fused_resnet.engines import GPU_NAMES
 from fused_resnet.ops.batch_norm_act.config import MAX_PARTS, ceil_div, power_of_two
+from fused_resnet.tuning import tuning
 
-# The most inputs of such a convolution, by engine and bytes of an element; others have not been measured, or lose, and
-# keep every output.  In half precision the CPU's sums are made in float32, which costs more than is saved.
-FAST = {("cpu", 4): 64}
-# The most where memory counts for more than time: from here on K·K·N outgrows the passes themselves.
+# The most inputs where memory counts for more than time: from here on K·K·N outgrows the passes themselves.
 LEAN = 256
 
 LEAST = 16  # of each side of a product: smaller ones are padded
@@ -108,4 +107,8 @@ def parts(rows: int, tile_rows: int, tiles: int, programs: int) -> tuple[int, in
 
 def pays(engine: str, memory: str, inputs: int, outputs: int, itemsize: int) -> bool:
     """Whether to do without the output of a 1×1 convolution with these channels and activations of this size."""
-    return outputs >= 2 * inputs and inputs <= (LEAN if memory == "lean" else FAST.get((engine, itemsize), 0))
+    if memory == "lean":
+        most = LEAN
+    else:
+        most = tuning("cuda" if engine in GPU_NAMES else "cpu").most_inputs.get((engine, itemsize), 0)
+    return outputs >= 2 * inputs and inputs <= most
