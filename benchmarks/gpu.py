@@ -29,11 +29,12 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
 from fused_resnet import engines  # noqa: E402
+from fused_resnet.bench.report import TUNING  # noqa: E402
 from fused_resnet.environment import cpu_model  # noqa: E402
 
 PART_LIMIT = 570  # seconds
 BATCH_SIZE = 256
-TUNING = "tuning.json"
+
 GPU_TESTS = ("tests/test_cuda.py", "tests/ops/test_cuda_kernels.py", "tests/bench/test_harness.py")
 
 
