@@ -76,7 +76,7 @@ def device_name(device_type: str) -> str:
 def path(device_type: str) -> Path | None:
     """Return where the figures of this machine's device are kept, there or not; None where none are to be read."""
     given = os.environ.get("FUSED_RESNET_TUNING")
-    if given == "0":
+    if given == "0" or (device_type == "cuda" and not torch.cuda.is_available()):
         return None
     if given:
         return Path(given)

@@ -76,6 +76,7 @@ def test_every_device_has_a_file_of_its_own(monkeypatch):
     monkeypatch.delenv("FUSED_RESNET_TUNING")
     monkeypatch.setenv("XDG_CACHE_HOME", "/home/somebody/.cache")
     monkeypatch.setattr(tuning, "device_name", lambda _: "NVIDIA H200 (MIG 1g)")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert str(tuning.path("cuda")) == "/home/somebody/.cache/fused_resnet/tuning-nvidia-h200-mig-1g.json"
     monkeypatch.setenv("FUSED_RESNET_TUNING", "0")
     assert tuning.path("cuda") is None
@@ -136,3 +137,11 @@ def test_where_nothing_is_to_be_read_nothing_is_kept(monkeypatch):
     monkeypatch.setenv("FUSED_RESNET_TUNING", "0")
     with pytest.raises(OSError, match="FUSED_RESNET_TUNING=0 says"):
         tuning.write("cpu", BUILT_IN["cpu"], {})
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_the_built_in_figures_decide_for_gpus(monkeypatch):
+    monkeypatch.delenv("FUSED_RESNET_TUNING")
+    tuning._read.cache_clear()
+    assert tuning.tuning("cuda") == BUILT_IN["cuda"]
+    tuning._read.cache_clear()
