@@ -1,8 +1,9 @@
 """The networks of the residual-learning paper, by name.
 
 ``models.resnet50()`` and ``models.create("resnet50")`` are the same; `names` lists what there is. The ImageNet family
-(18, 34, 50, 101, 152) holds torchvision's parameters under torchvision's names; the CIFAR family (20, 32, 44, 56, 110)
-is that of the paper's section 4.2, where ``shortcut="A"`` gives the paper's shortcuts, without parameters.
+(18, 34, 50, 101, 152) holds torchvision's parameters under torchvision's names; the CIFAR family (20, 32, 44, 56, 110,
+1202) is that of the paper's section 4.2, where ``shortcut="A"`` gives the paper's shortcuts, without parameters. Their
+plain twins (``plain34``, ``plain56``, ...) are the same layers without shortcuts.
 """
 
 import importlib
@@ -20,6 +21,13 @@ __all__ = [
     "ZeroPadded",
     "create",
     "names",
+    "plain18",
+    "plain20",
+    "plain32",
+    "plain34",
+    "plain44",
+    "plain56",
+    "plain110",
     "resnet18",
     "resnet20",
     "resnet32",
@@ -30,6 +38,7 @@ __all__ = [
     "resnet101",
     "resnet110",
     "resnet152",
+    "resnet1202",
 ]
 
 _REGISTRY: dict[str, Callable[..., ResNet]] = {}
@@ -117,6 +126,18 @@ def resnet152(**kwargs: Any) -> ResNet:
     return ResNet(Bottleneck, (3, 8, 36, 3), **kwargs)
 
 
+@_register
+def plain18(**kwargs: Any) -> ResNet:
+    """ResNet-18's layers without its shortcuts (figure 4, left)."""
+    return resnet18(shortcut="none", **kwargs)
+
+
+@_register
+def plain34(**kwargs: Any) -> ResNet:
+    """ResNet-34's layers without its shortcuts (figure 3, middle)."""
+    return resnet34(shortcut="none", **kwargs)
+
+
 def _cifar(depth: int, *, num_classes: int = 10, **kwargs: Any) -> ResNet:
     """Section 4.2: a 3x3 stem and three stages of n basic blocks, 6n + 2 weighted layers in all.
 
@@ -155,3 +176,39 @@ def resnet56(**kwargs: Any) -> ResNet:
 def resnet110(**kwargs: Any) -> ResNet:
     """ResNet-110 of section 4.2, for 32x32 images."""
     return _cifar(110, **kwargs)
+
+
+@_register
+def resnet1202(**kwargs: Any) -> ResNet:
+    """ResNet-1202 of section 4.2, for 32x32 images."""
+    return _cifar(1202, **kwargs)
+
+
+@_register
+def plain20(**kwargs: Any) -> ResNet:
+    """ResNet-20's layers without its shortcuts (figure 6, left)."""
+    return resnet20(shortcut="none", **kwargs)
+
+
+@_register
+def plain32(**kwargs: Any) -> ResNet:
+    """ResNet-32's layers without its shortcuts (figure 6, left)."""
+    return resnet32(shortcut="none", **kwargs)
+
+
+@_register
+def plain44(**kwargs: Any) -> ResNet:
+    """ResNet-44's layers without its shortcuts (figure 6, left)."""
+    return resnet44(shortcut="none", **kwargs)
+
+
+@_register
+def plain56(**kwargs: Any) -> ResNet:
+    """ResNet-56's layers without its shortcuts (figure 6, left)."""
+    return resnet56(shortcut="none", **kwargs)
+
+
+@_register
+def plain110(**kwargs: Any) -> ResNet:
+    """ResNet-110's layers without its shortcuts (figure 6, left)."""
+    return resnet110(shortcut="none", **kwargs)

@@ -11,7 +11,7 @@ from typing import ClassVar
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-SHORTCUTS = ("A", "B", "C")
+SHORTCUTS = ("A", "B", "C", "none")
 
 
 def conv3x3(in_channels: int, out_channels: int, stride: int = 1) -> nn.Conv2d:
@@ -60,11 +60,21 @@ class BasicBlock(nn.Module):
         Stride of the first convolution.
     downsample : nn.Module, optional
         The shortcut, where it is not the identity.
+    residual : bool
+        Whether there is a shortcut; without it the block is the same layers of a plain network.
     """
 
     expansion: ClassVar[int] = 1
 
-    def __init__(self, in_channels: int, channels: int, stride: int = 1, downsample: nn.Module | None = None) -> None:
+    def __init__(
+        self,
+        in_channels: int,
+        channels: int,
+        stride: int = 1,
+        downsample: nn.Module | None = None,
+        *,
+        residual: bool = True,
+    ) -> None:
         super().__init__()
         self.conv1 = conv3x3(in_channels, channels, stride)
         self.bn1 = nn.BatchNorm2d(channels)
@@ -73,6 +83,7 @@ class BasicBlock(nn.Module):
         self.bn2 = nn.BatchNorm2d(channels)
         self.downsample = downsample
         self.stride = stride
+        self.residual = residual
 
     @property
     def last_norm(self) -> nn.BatchNorm2d:
@@ -81,10 +92,10 @@ class BasicBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map [N, in_channels, H, W] to [N, channels, H / stride, W / stride]."""
-        shortcut = x if self.downsample is None else self.downsample(x)
         out = self.relu(self.bn1(self.conv1(x)))
         out = self.bn2(self.conv2(out))
-        out += shortcut
+        if self.residual:
+            out += x if self.downsample is None else self.downsample(x)
         return self.relu(out)  # type: ignore[no-any-return]
 
 
@@ -101,11 +112,21 @@ class Bottleneck(nn.Module):
         Stride of the 3x3 convolution.
     downsample : nn.Module, optional
         The shortcut, where it is not the identity.
+    residual : bool
+        Whether there is a shortcut; without it the block is the same layers of a plain network.
     """
 
     expansion: ClassVar[int] = 4
 
-    def __init__(self, in_channels: int, channels: int, stride: int = 1, downsample: nn.Module | None = None) -> None:
+    def __init__(
+        self,
+        in_channels: int,
+        channels: int,
+        stride: int = 1,
+        downsample: nn.Module | None = None,
+        *,
+        residual: bool = True,
+    ) -> None:
         super().__init__()
         self.conv1 = conv1x1(in_channels, channels)
         self.bn1 = nn.BatchNorm2d(channels)
@@ -116,6 +137,7 @@ class Bottleneck(nn.Module):
         self.relu = nn.ReLU(inplace=True)
         self.downsample = downsample
         self.stride = stride
+        self.residual = residual
 
     @property
     def last_norm(self) -> nn.BatchNorm2d:
@@ -124,11 +146,11 @@ class Bottleneck(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map [N, in_channels, H, W] to [N, 4 channels, H / stride, W / stride]."""
-        shortcut = x if self.downsample is None else self.downsample(x)
         out = self.relu(self.bn1(self.conv1(x)))
         out = self.relu(self.bn2(self.conv2(out)))
         out = self.bn3(self.conv3(out))
-        out += shortcut
+        if self.residual:
+            out += x if self.downsample is None else self.downsample(x)
         return self.relu(out)  # type: ignore[no-any-return]
 
 
@@ -158,6 +180,7 @@ class ResNet(nn.Module):
     shortcut : str
         Section 3.3's option. ``"A"``: the identity, padded by zeros where the shape changes, which adds no parameters;
         the paper's on CIFAR-10. ``"B"``: a projection where the shape changes. ``"C"``: projections everywhere.
+        ``"none"``: no shortcuts, the plain twin of section 3.3.
     """
 
     def __init__(
@@ -175,22 +198,23 @@ class ResNet(nn.Module):
         super().__init__()
         if shortcut not in SHORTCUTS:
             raise ValueError(f"shortcut must be one of {', '.join(map(repr, SHORTCUTS))}, got {shortcut!r}")
+        if zero_init_residual and shortcut == "none":
+            raise ValueError(
+                "zero_init_residual needs shortcuts, got shortcut='none': a plain block would begin as zero"
+            )
         if len(depths) != len(widths):
             raise ValueError(
                 f"depths and widths must hold one entry a stage, got {len(depths)} depths and {len(widths)} widths"
             )
 
         channels = widths[0]
-        self.conv1: nn.Conv2d
-        self.maxpool: nn.Module
         if small_images:
             self.conv1 = conv3x3(in_channels, channels)
-            self.maxpool = nn.Identity()
         else:
             self.conv1 = nn.Conv2d(in_channels, channels, kernel_size=7, stride=2, padding=3, bias=False)
-            self.maxpool = nn.MaxPool2d(kernel_size=3, stride=2, padding=1)
         self.bn1 = nn.BatchNorm2d(channels)
         self.relu = nn.ReLU(inplace=True)
+        self.maxpool = nn.Identity() if small_images else nn.MaxPool2d(kernel_size=3, stride=2, padding=1)
 
         self.stage_names = [f"layer{index}" for index in range(1, len(depths) + 1)]
         for index, (name, depth, width) in enumerate(zip(self.stage_names, depths, widths, strict=True)):
@@ -229,17 +253,17 @@ def make_stage(
 ) -> nn.Sequential:
     """Return `depth` blocks, of which the first has the stride and changes the number of channels."""
     out_channels = channels * block.expansion
-    first = block(in_channels, channels, stride, make_shortcut(in_channels, out_channels, stride, shortcut))
-    rest = [
-        block(out_channels, channels, 1, make_shortcut(out_channels, out_channels, 1, shortcut))
-        for _ in range(depth - 1)
-    ]
-    return nn.Sequential(first, *rest)
+    blocks = []
+    for _ in range(depth):
+        downsample = make_shortcut(in_channels, out_channels, stride, shortcut)
+        blocks.append(block(in_channels, channels, stride, downsample, residual=shortcut != "none"))
+        in_channels, stride = out_channels, 1
+    return nn.Sequential(*blocks)
 
 
 def make_shortcut(in_channels: int, out_channels: int, stride: int, shortcut: str) -> nn.Module | None:
-    """Return what an option of section 3.3 puts beside a block; None is the identity."""
-    if shortcut != "C" and stride == 1 and in_channels == out_channels:
+    """Return what an option of section 3.3 puts beside a block; None is the identity, or a plain network's nothing."""
+    if shortcut == "none" or (shortcut != "C" and stride == 1 and in_channels == out_channels):
         return None
     if shortcut == "A":
         return ZeroPadded(out_channels - in_channels, stride)

@@ -3,13 +3,22 @@
 import pytest
 import torch
 
+import fused_resnet
 from fused_resnet import models
 
 IMAGENET = ["resnet18", "resnet34", "resnet50", "resnet101", "resnet152"]
-CIFAR = ["resnet20", "resnet32", "resnet44", "resnet56", "resnet110"]
+CIFAR = ["resnet20", "resnet32", "resnet44", "resnet56", "resnet110", "resnet1202"]
+PLAIN = ["plain18", "plain34", "plain20", "plain32", "plain44", "plain56", "plain110"]
 
 # table 6 of the paper, in millions, with option A's shortcuts, which have no parameters
-PAPER_PARAMETERS = {"resnet20": 0.27, "resnet32": 0.46, "resnet44": 0.66, "resnet56": 0.85, "resnet110": 1.7}
+PAPER_PARAMETERS = {
+    "resnet20": 0.27,
+    "resnet32": 0.46,
+    "resnet44": 0.66,
+    "resnet56": 0.85,
+    "resnet110": 1.7,
+    "resnet1202": 19.4,
+}
 # what option B adds: two 1x1 projections with their batch norms
 PROJECTIONS = (16 * 32 + 2 * 32) + (32 * 64 + 2 * 64)
 
@@ -19,13 +28,13 @@ def parameters(model: torch.nn.Module) -> int:
 
 
 def test_every_model_is_registered_under_its_name():
-    assert sorted(models.names()) == sorted(IMAGENET + CIFAR)
+    assert sorted(models.names()) == sorted(IMAGENET + CIFAR + PLAIN)
 
 
 def test_an_unknown_name_is_answered_with_those_that_exist():
     with pytest.raises(
         ValueError,
-        match=r"model must be one of resnet18, .*resnet110, or torchvision:NAME or timm:NAME; got 'resnet19'",
+        match=r"model must be one of resnet18, .*plain110, or torchvision:NAME or timm:NAME; got 'resnet19'",
     ):
         models.create("resnet19")
 
@@ -58,17 +67,18 @@ def test_torchvisions_weights_give_torchvisions_output(name, training):
 def test_cifar_parameter_counts_are_the_papers_plus_the_projections(name):
     paper = PAPER_PARAMETERS[name]
     digits = len(str(paper).split(".")[1])
+    with torch.device("meta"):
+        counted = (parameters(models.create(name)) - PROJECTIONS) / 1e6
     # the paper cuts off (0.467 becomes 0.46) where it does not round
-    counted = (parameters(models.create(name)) - PROJECTIONS) / 1e6
     assert 0 <= counted - paper + 0.5 * 10**-digits < 1.5 * 10**-digits
 
 
 @pytest.mark.parametrize("name", CIFAR)
 def test_option_a_has_the_papers_parameters_alone(name):
-    model = models.create(name, shortcut="A")
-    assert parameters(model) == parameters(models.create(name)) - PROJECTIONS
-    default = [key for key in models.create(name).state_dict() if "downsample" not in key]
-    assert list(model.state_dict()) == default
+    with torch.device("meta"):
+        model, default = models.create(name, shortcut="A"), models.create(name)
+    assert parameters(model) == parameters(default) - PROJECTIONS
+    assert list(model.state_dict()) == [key for key in default.state_dict() if "downsample" not in key]
 
 
 def test_option_a_is_every_other_pixel_and_zeros():
@@ -90,15 +100,44 @@ def test_option_c_projects_in_every_block(name, blocks):
 
 
 def test_an_unknown_shortcut_is_refused():
-    with pytest.raises(ValueError, match="shortcut must be one of 'A', 'B', 'C', got 'D'"):
+    with pytest.raises(ValueError, match="shortcut must be one of 'A', 'B', 'C', 'none', got 'D'"):
         models.create("resnet20", shortcut="D")
+
+
+@pytest.mark.parametrize("name", PLAIN)
+def test_a_plain_twin_is_the_same_layers_without_shortcuts(name):
+    with torch.device("meta"):
+        plain = models.create(name)
+        residual = models.create(name.replace("plain", "resnet"), shortcut="A")
+    shapes = [{key: value.shape for key, value in model.state_dict().items()} for model in (plain, residual)]
+    assert shapes[0] == shapes[1]
+    assert all(not block.residual and block.downsample is None for block in plain.layer1)
+
+
+def test_a_plain_block_adds_nothing():
+    block = models.create("plain20").layer1[0]
+    torch.nn.init.zeros_(block.last_norm.weight)
+    assert not block(torch.rand(2, 16, 8, 8)).any()
+
+
+def test_every_stage_of_a_plain_network_is_one_chain():
+    report = fused_resnet.explain(fused_resnet.fuse(models.create("plain20")))
+    assert [row.module for row in report.fused] == ["(FusedResNet)", "layer1", "layer2", "layer3"]
+    assert not report.left
+
+
+def test_a_plain_block_cannot_begin_as_its_shortcut():
+    with pytest.raises(ValueError, match="zero_init_residual needs shortcuts, got shortcut='none'"):
+        models.create("plain20", zero_init_residual=True)
 
 
 @pytest.mark.parametrize("name", CIFAR)
 def test_cifar_depth_is_the_number_of_weighted_layers(name):
+    with torch.device("meta"):
+        model = models.create(name)
     weighted = [
         module_name
-        for module_name, module in models.create(name).named_modules()
+        for module_name, module in model.named_modules()
         if isinstance(module, torch.nn.Conv2d | torch.nn.Linear) and "downsample" not in module_name
     ]
     assert len(weighted) == int(name.removeprefix("resnet"))
