@@ -92,10 +92,11 @@ class BasicBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map [N, in_channels, H, W] to [N, channels, H / stride, W / stride]."""
+        shortcut = x if self.downsample is None else self.downsample(x)
         out = self.relu(self.bn1(self.conv1(x)))
         out = self.bn2(self.conv2(out))
         if self.residual:
-            out += x if self.downsample is None else self.downsample(x)
+            out += shortcut
         return self.relu(out)  # type: ignore[no-any-return]
 
 
@@ -146,11 +147,12 @@ class Bottleneck(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map [N, in_channels, H, W] to [N, 4 channels, H / stride, W / stride]."""
+        shortcut = x if self.downsample is None else self.downsample(x)
         out = self.relu(self.bn1(self.conv1(x)))
         out = self.relu(self.bn2(self.conv2(out)))
         out = self.bn3(self.conv3(out))
         if self.residual:
-            out += x if self.downsample is None else self.downsample(x)
+            out += shortcut
         return self.relu(out)  # type: ignore[no-any-return]
 
 
