@@ -21,6 +21,7 @@ PAPER_PARAMETERS = {
 }
 # what option B adds: two 1x1 projections with their batch norms
 PROJECTIONS = (16 * 32 + 2 * 32) + (32 * 64 + 2 * 64)
+VGG = ["vgg16", "vgg16_bn", "vgg19", "vgg19_bn"]
 
 
 def parameters(model: torch.nn.Module) -> int:
@@ -28,7 +29,7 @@ def parameters(model: torch.nn.Module) -> int:
 
 
 def test_every_model_is_registered_under_its_name():
-    assert sorted(models.names()) == sorted(IMAGENET + CIFAR + PLAIN)
+    assert sorted(models.names()) == sorted(IMAGENET + CIFAR + PLAIN + VGG)
 
 
 def test_an_unknown_name_is_answered_with_those_that_exist():
