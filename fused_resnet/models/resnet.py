@@ -272,10 +272,10 @@ class ResNet(nn.Module):
         self.shortcut = shortcut
         self.stage_names = [f"layer{index}" for index in range(1, len(depths) + 1)]
         dilation = 1
-        for index, (name, depth, width) in enumerate(zip(self.stage_names, depths, widths, strict=True)):
-            stride, before = 1 if index == 0 else 2, dilation
-            if index > 0 and dilated[index - 1]:
-                stride, dilation = 1, dilation * stride
+        for name, depth, width, dilates in zip(self.stage_names, depths, widths, (False, *dilated), strict=True):
+            stride, before = 1 if name == "layer1" else 2, dilation
+            if dilates:
+                stride, dilation = 1, 2 * dilation
             geometry = [(stride, before), *[(1, dilation)] * (depth - 1)]
             self.add_module(name, make_stage(block, channels, width, geometry, shortcut, norm_layer))
             channels = width * block.expansion

@@ -54,7 +54,7 @@ def _read(path: str | PathLike[str]) -> dict[str, Tensor]:
         state = state["model"]
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise ValueError(
-            f"weights {os.fspath(path)}: wanted a state_dict, alone or under the key 'model', found neither"
+            f"weights {os.fspath(path)} must be a state_dict, alone or under the key 'model'; found neither"
         )
     return state
 
