@@ -45,8 +45,8 @@ def bottlenecks(block: type[models.Bottleneck], **options) -> nn.Module:
     return models.ResNet(block, (1, 2, 2), widths=(16, 16, 32), num_classes=10, **options)
 
 
-# what makes the network, how many chains it runs, and the offset of its norms: 0 before a 1x1 convolution, whose norm has
-# to cancel it, and before a max pool, which chooses by the digits that it takes
+# what makes the network, how many chains it runs, and the offset of its norms: 0 before a 1x1 convolution, whose norm
+# has to cancel it, and before a max pool, which chooses by the digits that it takes
 KINDS = {
     "plain": (models.plain20, 4, 6),
     "option A": (partial(models.resnet20, shortcut="A"), 10, 6),
