@@ -1,5 +1,7 @@
 """The registry's networks, and their counts against the paper's."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -84,3 +86,14 @@ def test_multiply_adds_are_half_of_torchs_flop():
     with torch.device("meta"), flop_counter:
         models.create("resnet20", shortcut="C", in_channels=1)(torch.empty(1, 1, 32, 32))
     assert 2 * models.summarize("resnet20", shortcut="C", in_channels=1).multiply_adds == flop_counter.get_total_flops()
+
+
+def test_the_documented_counts_are_the_networks():
+    lines = (Path(__file__).parents[2] / "docs" / "networks.md").read_text().splitlines()
+    rows = [[cell.strip(" `") for cell in line.split("|")[1:6]] for line in lines if line.startswith("| `")]
+    documented = {row[0]: row[1:] for row in rows if row[0] in models.names()}
+    assert list(documented) == models.names()
+    for name in set(models.names()) - {"resnet1202"}:  # which takes seconds to count
+        s = models.summarize(name)
+        counts = [f"{s.depth}", f"{s.parameters / 1e6:.2f} M", f"{s.multiply_adds / 1e6:,.0f} M", s.shortcut]
+        assert documented[name] == counts, name
