@@ -18,6 +18,7 @@ from fused_resnet.bench.command import add_bench
 from fused_resnet.bench.tune import add_tune
 from fused_resnet.doctor import add_doctor
 from fused_resnet.engines import EngineError
+from fused_resnet.models.command import add_models
 from fused_resnet.surgery import NothingToFuse, Report, explain, fuse
 from fused_resnet.training import Recipe, Trainer, TrainingDiverged, data
 from fused_resnet.training.recipe import PRECISIONS
@@ -58,6 +59,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_train(subcommands)
     add_bench(subcommands)
     add_tune(subcommands)
+    add_models(subcommands)
     add_explain(subcommands)
     add_doctor(subcommands)
     return parser
