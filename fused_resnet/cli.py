@@ -16,6 +16,7 @@ import torch
 from fused_resnet import models
 from fused_resnet.bench.command import add_bench
 from fused_resnet.bench.tune import add_tune
+from fused_resnet.bench.warm import add_warm
 from fused_resnet.doctor import add_doctor
 from fused_resnet.engines import EngineError
 from fused_resnet.models.command import add_models
@@ -59,6 +60,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_train(subcommands)
     add_bench(subcommands)
     add_tune(subcommands)
+    add_warm(subcommands)
     add_models(subcommands)
     add_explain(subcommands)
     add_doctor(subcommands)
