@@ -56,7 +56,7 @@ wheel: $(VENV)/.installed  ## build a wheel for this machine's Python in dist/
 	@$(BIN)/pip wheel . --no-deps --no-build-isolation --wheel-dir dist
 
 clean:  ## remove what the build left; runs/ stays, and so does .venv
-	@rm -rf build dist *.egg-info fused_resnet/*.so fused_resnet/_build.json
+	@rm -rf build dist *.egg-info fused_resnet/*.so fused_resnet/build_info.json
 	@rm -rf .mypy_cache .pytest_cache .ruff_cache .hypothesis .benchmarks $(VENV)/.installed
 
 # What the build needs before the package itself can be installed; torch is the one that the extension is built against.

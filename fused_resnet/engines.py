@@ -150,7 +150,7 @@ def _why_no_gpu() -> str | None:
 
 def _load(library: Path) -> str | None:
     if not library.exists():
-        reason = build_record().get("left_out", "this installation was made without it")
+        reason = build_record().get("left_out") or "this installation was made without it"
         return f"the native library {library.name} is missing: {reason}"
     try:
         torch.ops.load_library(str(library))
@@ -161,6 +161,6 @@ def _load(library: Path) -> str | None:
 
 def build_record() -> dict[str, Any]:
     """Return what the native build wrote down about itself: compiler, instruction sets, what was left out and why."""
-    path = PACKAGE / "_build.json"
+    path = PACKAGE / "build_info.json"
     record: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
     return record
