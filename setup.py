@@ -26,6 +26,7 @@ from pathlib import Path
 from setuptools import Extension, setup
 from setuptools.command.build import build
 from setuptools.command.build_ext import build_ext
+from setuptools.command.egg_info import egg_info
 
 ROOT = Path(__file__).resolve().parent
 OLDEST_TORCH = (2, 10)
@@ -277,21 +278,25 @@ class Build(build):
     sub_commands = [("build_py", None), ("build_ext", None)]  # noqa: RUF012
 
 
-def version_tag() -> str:
-    """A wheel with CUDA kernels tells their CUDA; nothing else of CUDA matters, and pip prefers it to one without."""
-    if NATIVE != "cuda":
-        return ""
-    try:
-        torch = Torch.find()
-        nvcc(torch)
-    except LeftOut as left_out:
-        raise SystemExit(f"fused_resnet: {left_out}") from None
-    return f"+cu{torch.cuda.split('.')[0]}"
+class EggInfo(egg_info):
+    """``egg_info``; a wheel that must have CUDA kernels tells their CUDA by its version.
+
+    Of CUDA's versions only the major one matters.  PEP 440 orders 0.1.0+cu13 behind 0.1.0, so that pip takes it first.
+    """
+
+    def finalize_options(self) -> None:
+        if NATIVE == "cuda":
+            try:
+                torch = Torch.find()
+                nvcc(torch)
+            except LeftOut as left_out:
+                raise SystemExit(f"fused_resnet: {left_out}") from None
+            self.tag_build = f"+cu{torch.cuda.split('.')[0]}"
+        super().finalize_options()
 
 
 setup(
     # declared so that a wheel gets the tag of its Python and platform
     ext_modules=[] if NATIVE == "off" else [Extension(MODULE, sources=[])],
-    cmdclass={"build": Build, "build_ext": BuildNative},
-    options={"egg_info": {"tag_build": version_tag()}},
+    cmdclass={"build": Build, "build_ext": BuildNative, "egg_info": EggInfo},
 )
