@@ -3,24 +3,23 @@
 The native libraries are an engine among others: where they cannot be built, the installation succeeds without them, and
 ``fused_resnet/build_info.json`` (which ``fused-resnet doctor`` shows) says what was left out, why, and what to do.
 
-Environment variables: ``FUSED_RESNET_NATIVE`` is ``off`` to build nothing (a wheel is then pure Python), ``required`` to
-make what would be left out an error (but for CUDA kernels where there is no CUDA to build them with), or ``cuda`` to make
-that an error, too, and to tell the wheel's CUDA by its version: ``+cu13``.  ``FUSED_RESNET_TORCH`` names the folder of
-the torch package to build against, ``TORCH_CUDA_ARCH_LIST`` the GPU architectures, ``MAX_JOBS`` the compilers at a time.
+Environment variables: ``FUSED_RESNET_NATIVE`` is ``off`` to build nothing (a wheel is then pure Python), ``required``
+to make what would be left out an error (but for CUDA kernels where there is no CUDA to build them with), or ``cuda`` to
+make that an error, too, and to name the CUDA of a wheel in its version (``+cu13``).  ``FUSED_RESNET_TORCH`` names the
+folder of the torch package to build against, ``TORCH_CUDA_ARCH_LIST`` the GPU architectures, ``MAX_JOBS`` how many
+compilers run at a time.
 """
 
 import contextlib
-import filecmp
 import json
 import os
 import re
 import shutil
-import site
 import subprocess
 import sys
 import sysconfig
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from importlib.util import find_spec
 from pathlib import Path
 
 from setuptools import Extension, setup
@@ -29,10 +28,8 @@ from setuptools.command.build_ext import build_ext
 from setuptools.command.egg_info import egg_info
 
 ROOT = Path(__file__).resolve().parent
-OLDEST_TORCH = (2, 10)
 LIBRARY = "libfused_resnet_cpu.so"
 CUDA_LIBRARY = "libfused_resnet_cuda.so"
-MODULE = "fused_resnet._C"
 SEE = "Install again with FUSED_RESNET_NATIVE=required to see the compiler's messages"
 NATIVE = os.environ.get("FUSED_RESNET_NATIVE", "")
 if NATIVE not in ("", "off", "required", "cuda"):
@@ -48,7 +45,7 @@ class LeftOut(Exception):
 
 
 class NoCuda(LeftOut):
-    """The CUDA kernels are left out where nothing is there to build them with; an error only where CUDA is asked for."""
+    """The CUDA kernels are left out where nothing is there to build them with; an error where they are asked for."""
 
     def __init__(self, reason: str, mend: str) -> None:
         super().__init__(CUDA_LIBRARY, reason, f"Triton's kernels serve GPUs without it; if you want it: {mend}")
@@ -70,8 +67,8 @@ class Torch:
                 record = (folder / "version.py").read_text()
                 cuda = re.search(r"^cuda[^=]*= ['\"]([^'\"]+)", record, re.MULTILINE)
                 if match := re.search(r"__version__ = ['\"]((\d+)\.(\d+)[^'\"]*)", record):
-                    if (int(match[2]), int(match[3])) < OLDEST_TORCH:
-                        reason = f"torch is {match[1]} and its stable ABI starts with {'.'.join(map(str, OLDEST_TORCH))}"
+                    if (int(match[2]), int(match[3])) < (2, 10):
+                        reason = f"torch is {match[1]}, and the stable ABI that is built for starts with 2.10"
                         raise LeftOut(LIBRARY, reason, "Upgrade torch, then install this package again")
                     return cls(folder, match[1], cuda[1] if cuda else None)
         raise LeftOut(
@@ -81,21 +78,24 @@ class Torch:
         )
 
     @staticmethod
-    def candidates() -> list[Path]:
+    def candidates() -> Iterator[Path]:
         """Where torch may be, the surest first.
 
-        Without build isolation it is on ``sys.path``.  With it, pip hides the environment's packages but still runs its
-        interpreter; other front ends run one of their own, and the environment shows in variables or in the project.
+        Without build isolation this Python knows it.  With it, pip hides the environment's packages by PYTHONPATH but
+        still runs its interpreter; other front ends run one of their own, and the environment shows in variables or in
+        the project.
         """
         if "FUSED_RESNET_TORCH" in os.environ:
-            return [Path(os.environ["FUSED_RESNET_TORCH"])]
-        paths = list(sys.path)
-        prefixes = [sys.prefix, os.environ.get("VIRTUAL_ENV"), os.environ.get("CONDA_PREFIX"), str(ROOT / ".venv")]
-        for prefix in filter(None, [*prefixes, sys.base_prefix]):
-            names = {"base": prefix, "platbase": prefix}
-            paths += [sysconfig.get_path(kind, vars=names) for kind in ("platlib", "purelib")]
-        paths += [*site.getsitepackages(), site.getusersitepackages()]
-        return [Path(path) / "torch" for path in paths]
+            yield Path(os.environ["FUSED_RESNET_TORCH"])
+            return
+        ask = "from importlib.util import find_spec; print(*find_spec('torch').submodule_search_locations)"
+        prefixes = [os.environ.get("VIRTUAL_ENV"), os.environ.get("CONDA_PREFIX"), ROOT / ".venv", sys.base_prefix]
+        others = [f"{prefix}/bin/python3.{sys.version_info.minor}" for prefix in prefixes if prefix]
+        for command in [sys.executable], *([python, "-E"] for python in [sys.executable, *others]):
+            with contextlib.suppress(OSError):
+                told = subprocess.run([*command, "-c", ask], capture_output=True, text=True, cwd="/")
+                if told.returncode == 0:
+                    yield Path(told.stdout.strip())
 
 
 def tool(name: str) -> str | None:
@@ -164,7 +164,8 @@ class NativeBuild:
         if cmake is None:
             mend = "Install it (pip install cmake ninja), then this package again"
             raise LeftOut(LIBRARY, "no cmake was found", mend)
-        options = [f"-DTORCH_DIR={self.torch.folder}", f"-DCMAKE_CXX_COMPILER={compiler()}", *self.module_options()]
+        options = [f"-DTORCH_DIR={self.torch.folder}", f"-DCMAKE_CXX_COMPILER={compiler()}"]
+        options += [f"-DPython_EXECUTABLE={sys.executable}"]
         if ninja := tool("ninja"):
             options += ["-GNinja", f"-DCMAKE_MAKE_PROGRAM={ninja}"]
         cuda_options = self.cuda_options()
@@ -176,15 +177,19 @@ class NativeBuild:
             # the other libraries may build all the same
             self.leave_out(LeftOut(CUDA_LIBRARY, "the native build with it failed", SEE))
             self.make(cmake, options)
+        if not any(self.installed.glob("_C.*")):
+            mend = "Install them (apt install python3-dev, pip install pybind11), then this package again"
+            self.leave_out(LeftOut("fused_resnet._C", "Python's headers or pybind11 were not found", mend))
 
     def make(self, cmake: str, options: list[str]) -> None:
         jobs = os.environ.get("MAX_JOBS", "").split()
         shutil.rmtree(self.installed, ignore_errors=True)
         # a switch that is not among the options is not to come from the last run
         configure = ["-S", ROOT, "-B", self.folder, "-UFUSED_RESNET_*", *options]
-        steps = configure, ["--build", self.folder, "--parallel", *jobs], ["--install", self.folder, "--prefix", self.installed]
+        build = ["--build", self.folder, "--parallel", *jobs]
+        install = ["--install", self.folder, "--prefix", self.installed]
         try:
-            for arguments in steps:
+            for arguments in configure, build, install:
                 subprocess.run([cmake, *arguments], check=True)
         except (OSError, subprocess.CalledProcessError) as error:
             raise LeftOut(LIBRARY, "the native build failed", SEE) from error
@@ -205,19 +210,6 @@ class NativeBuild:
             f"-DCMAKE_CUDA_HOST_COMPILER={compiler()}",
             f"-DCUDA_INCLUDE_DIRS={';'.join(f'{folder}/include' for folder in pip_cuda(self.torch))}",
         ]
-
-    def module_options(self) -> list[str]:
-        """The Python module needs headers that a bare Python does not bring; the library goes without."""
-        headers = Path(sysconfig.get_path("include"), "Python.h").exists()
-        if headers and find_spec("pybind11"):
-            import pybind11
-
-            return [f"-DPython_EXECUTABLE={sys.executable}", f"-Dpybind11_DIR={pybind11.get_cmake_dir()}"]
-        missing, mend = "pybind11 was", "pip install pybind11"
-        if not headers:
-            missing, mend = "Python's headers were", "Debian, Ubuntu: apt install python3-dev"
-        self.leave_out(LeftOut(MODULE, f"{missing} not found", f"Install them ({mend}), then this package again"))
-        return ["-DFUSED_RESNET_PYTHON_MODULE=OFF"]
 
 
 def report(left_out: LeftOut) -> None:
@@ -249,11 +241,10 @@ class BuildNative(build_ext):
             if NATIVE == "off":
                 mend = "Install a wheel for this platform, or from the source without that variable"
                 raise LeftOut(LIBRARY, "this is the pure Python of FUSED_RESNET_NATIVE=off", mend)
-            torch = Torch.find()
-            native = NativeBuild(torch)
+            native = NativeBuild(Torch.find())
             native.run()
             built = sorted(native.installed.glob("*.so"))
-            info |= {"torch": torch.version, **json.loads((native.installed / "build_info.json").read_text())}
+            info |= {"torch": native.torch.version, **json.loads((native.installed / "build_info.json").read_text())}
             info["left_out"] = " ".join(map(str, native.left_out))
         except LeftOut as left_out:
             if NATIVE != "off":
@@ -273,7 +264,7 @@ class BuildNative(build_ext):
 
 
 class Build(build):
-    """``build`` that runs ``build_ext`` for pure Python, too: it removes what another build left, and writes its record."""
+    """``build`` that runs ``build_ext`` for pure Python, too: for its record, and to remove what another build left."""
 
     sub_commands = [("build_py", None), ("build_ext", None)]  # noqa: RUF012
 
@@ -297,6 +288,6 @@ class EggInfo(egg_info):
 
 setup(
     # declared so that a wheel gets the tag of its Python and platform
-    ext_modules=[] if NATIVE == "off" else [Extension(MODULE, sources=[])],
+    ext_modules=[] if NATIVE == "off" else [Extension("fused_resnet._C", sources=[])],
     cmdclass={"build": Build, "build_ext": BuildNative, "egg_info": EggInfo},
 )

@@ -101,8 +101,8 @@ def load_cuda_library() -> str | None:
     needed = str(torch.version.cuda).split(".")[0]
     if built and built["version"].split(".")[0] != needed:
         return (
-            f"{CUDA_LIBRARY.name} was built with CUDA {built['version']}, torch {torch.__version__} with "
-            f"{torch.version.cuda}: install the wheel with +cu{needed} in its name, or from the source in this environment"
+            f"{CUDA_LIBRARY.name} was built with CUDA {built['version']}, torch with {torch.version.cuda}: "
+            f"install the wheel with +cu{needed} in its name, or from the source in this environment"
         )
     major, minor = torch.cuda.get_device_capability()
     if built and not has_code_for((major, minor), built["architectures"]):

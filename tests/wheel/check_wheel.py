@@ -4,6 +4,7 @@ It needs nothing but the wheel and its torch: no compiler, no pytest.  Prints on
 """
 
 import json
+import shutil
 import subprocess
 import sys
 from copy import deepcopy
@@ -73,7 +74,7 @@ def check_opcheck():
     model = fused_resnet.fuse(network())
     with Recorder() as recorder:
         model(images()).sum().backward()
-        with mock.patch.object(torch.compiler, "is_compiling", lambda: True):
+        with mock.patch.object(torch.compiler, "is_compiling", return_value=True):
             model(images()).sum().backward()
     calls = {str(func): (func, args, kwargs) for func, args, kwargs in recorder.calls}
     assert {"fused_resnet.chain_forward.default", "fused_resnet.chain_backward.default"} <= set(calls)
@@ -99,21 +100,15 @@ def check_a_compiled_step_gives_the_eager_one():
     assert off({name.removeprefix("_orig_mod."): t for name, t in traced.items()}, gradients) < 1e-6
 
 
-def pretend_gpu(capability, cuda):
-    """Let the native CUDA library be asked for as on a machine with such a GPU and such a torch."""
-    return (
-        mock.patch.object(engines, "_why_no_gpu", lambda: None),
-        mock.patch.object(torch.cuda, "get_device_capability", lambda: capability),
-        mock.patch.object(torch.version, "cuda", cuda),
-    )
-
-
 def cuda_library(capability, cuda):
-    """Why the CUDA library cannot serve there (or None), and the engine that ``auto`` takes instead."""
+    """Why the native CUDA library cannot serve such a GPU and torch (or None), and what ``auto`` takes then."""
     for cached in (engines.choose, engines.load_cuda_library, engines.load_triton):
         cached.cache_clear()
-    a, b, c = pretend_gpu(capability, cuda)
-    with a, b, c:
+    with (
+        mock.patch.object(engines, "_why_no_gpu", return_value=None),
+        mock.patch.object(torch.cuda, "get_device_capability", return_value=capability),
+        mock.patch.object(torch.version, "cuda", cuda),
+    ):
         return engines.why_not("cuda", "cuda"), engines.choose("auto", "cuda", torch.bfloat16)
 
 
@@ -153,11 +148,12 @@ def check_doctor():
     run = subprocess.run([sys.executable, "-m", "fused_resnet", "doctor", "--json"], capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     report = json.loads(run.stdout)
-    assert report["native build"]["commit"]
+    assert {"commit", "files"} <= set(report["native build"])
     absent = {name for name in ("triton", "torchvision") if find_spec(name) is None}
-    assert absent | {"c++", "nvcc"} <= set(report["missing"]), report["missing"]
+    absent |= {name for name in ("c++", "nvcc") if shutil.which(name) is None}
+    assert absent <= set(report["missing"]), report["missing"]
     assert all(": " in told for told in report["missing"].values())
-    return "missing " + ", ".join(report["missing"])
+    return "names " + ", ".join(report["missing"])
 
 
 def main():

@@ -46,7 +46,7 @@ def make(name: str, torch: str | None = None, python: str | None = None) -> Path
     interpreter = folder / "bin" / "python"
     if python:
         # not venv.create, which would take this Python's version
-        run(python, "-m", "venv", folder)
+        run(python, "-m", "venv", "--without-pip", folder)
         ours, theirs = (
             run(path, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").strip()
             for path in (interpreter, python)
@@ -83,7 +83,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dist", type=Path, default=ROOT / "dist", help="where the wheels are (default: dist)")
     parser.add_argument("--torch", nargs="*", help=f"versions of torch to install (default: {' '.join(TORCHES)})")
-    parser.add_argument("--python", nargs="*", default=[], help="interpreters at hand that have a torch")
+    parser.add_argument("--python", nargs="*", default=[], help="interpreters at hand that have torch and pip")
     options = parser.parse_args()
     versions = options.torch if options.torch is not None else [] if options.python else TORCHES
     wanted = [{"name": f"python-{i}", "python": python} for i, python in enumerate(options.python)]
