@@ -39,8 +39,7 @@ def examine() -> dict[str, Any]:
             for major, minor in [torch.cuda.get_device_capability(i)]
         ],
         "engines": {
-            f"{name} on {device}": engines.why_not(name, device) or "serves"
-            for device in devices
+            name: engines.why_not(name, "cuda" if name in engines.GPU_NAMES else "cpu") or "serves"
             for name in engines.NAMES
         },
         "default engine": {device: engines.choose("auto", device, torch.float32) for device in devices},
