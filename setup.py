@@ -41,7 +41,6 @@ class LeftOut(Exception):
 
     def __init__(self, part: str, reason: str, mend: str) -> None:
         super().__init__(f"{part} was left out, because {reason}. {mend}.")
-        self.part = part
 
 
 class NoCuda(LeftOut):
@@ -66,11 +65,12 @@ class Torch:
             with contextlib.suppress(OSError):
                 record = (folder / "version.py").read_text()
                 cuda = re.search(r"^cuda[^=]*= ['\"]([^'\"]+)", record, re.MULTILINE)
-                if match := re.search(r"__version__ = ['\"]((\d+)\.(\d+)[^'\"]*)", record):
-                    if (int(match[2]), int(match[3])) < (2, 10):
-                        reason = f"torch is {match[1]}, and the stable ABI that is built for starts with 2.10"
-                        raise LeftOut(LIBRARY, reason, "Upgrade torch, then install this package again")
-                    return cls(folder, match[1], cuda[1] if cuda else None)
+                version = re.search(r"__version__ = ['\"]((\d+)\.(\d+)[^'\"]*)", record)
+                if version and (int(version[2]), int(version[3])) < (2, 10):
+                    reason = f"torch is {version[1]}, and the stable ABI that is built for starts with 2.10"
+                    raise LeftOut(LIBRARY, reason, "Upgrade torch, then install this package again")
+                if version:
+                    return cls(folder, version[1], cuda[1] if cuda else None)
         raise LeftOut(
             LIBRARY,
             "no torch was found in the environment that is installed into",
@@ -120,10 +120,10 @@ def nvcc(torch: Torch) -> str:
     """The CUDA compiler, of the CUDA that torch was built with."""
     if torch.cuda is None or not (torch.folder / "lib" / "libtorch_cuda.so").exists():
         raise NoCuda(f"torch {torch.version} was built without CUDA", "install a torch that has it, then this again")
-    homes = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH")], ["/usr/local/cuda", *pip_cuda(torch)]
-    named, usual = ([f"{home}/bin/nvcc" for home in group if home] for group in homes)
-    found = map(shutil.which, filter(None, [os.environ.get("CUDACXX"), *named, tool("nvcc"), *usual]))
-    path = next(filter(None, found), None)
+    home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
+    named = [os.environ.get("CUDACXX"), home and f"{home}/bin/nvcc", tool("nvcc")]
+    usual = [f"{folder}/bin/nvcc" for folder in ["/usr/local/cuda", *pip_cuda(torch)]]
+    path = next(filter(shutil.which, filter(None, [*named, *usual])), None)
     mend = f"install the CUDA {torch.cuda} toolkit, let CUDA_HOME name its folder, then install this package again"
     if path is None:
         raise NoCuda("no nvcc was found", mend)
@@ -164,8 +164,8 @@ class NativeBuild:
         if cmake is None:
             mend = "Install it (pip install cmake ninja), then this package again"
             raise LeftOut(LIBRARY, "no cmake was found", mend)
-        options = [f"-DTORCH_DIR={self.torch.folder}", f"-DCMAKE_CXX_COMPILER={compiler()}"]
-        options += [f"-DPython_EXECUTABLE={sys.executable}"]
+        options = [f"-DTORCH_DIR={self.torch.folder}", f"-DPython_EXECUTABLE={sys.executable}"]
+        options += [f"-DCMAKE_CXX_COMPILER={compiler()}"]
         if ninja := tool("ninja"):
             options += ["-GNinja", f"-DCMAKE_MAKE_PROGRAM={ninja}"]
         cuda_options = self.cuda_options()
