@@ -55,14 +55,14 @@ lint: $(VENV)/.installed  ## check style and types, change nothing
 # NATIVE=required makes a wheel without the CUDA kernels where there is no nvcc. Torch's libraries stay outside; the tag
 # of the oldest glibc that the rest runs on is put into the file's name.
 wheel: NATIVE ?= cuda
-wheel: export PATH := $(abspath $(BIN)):$(PATH)
 wheel: $(VENV)/.installed  ## build this Python's wheel, a pure Python one and the source distribution in dist/
 	@rm -rf build/lib* build/bdist* build/wheel
-	@FUSED_RESNET_NATIVE=$(NATIVE) python -m build --no-isolation --wheel --outdir build/wheel
-	@auditwheel repair --exclude 'libtorch*' --exclude 'libc10*' --exclude 'libcuda*' --wheel-dir dist build/wheel/*.whl
+	@FUSED_RESNET_NATIVE=$(NATIVE) $(BIN)/python -m build --no-isolation --wheel --outdir build/wheel
+	@PATH=$(abspath $(BIN)):$$PATH auditwheel repair --wheel-dir dist \
+	    --exclude 'libtorch*' --exclude 'libc10*' --exclude 'libcuda*' build/wheel/*.whl
 	@rm -rf build/lib* build/bdist*
-	@FUSED_RESNET_NATIVE=off python -m build --no-isolation --wheel --outdir dist
-	@python -m build --no-isolation --sdist --outdir dist
+	@FUSED_RESNET_NATIVE=off $(BIN)/python -m build --no-isolation --wheel --outdir dist
+	@$(BIN)/python -m build --no-isolation --sdist --outdir dist
 	@ls -sh dist
 	@[ -z "$$(find dist -size +50M)" ] || { echo "dist holds a file above 50 MB" >&2; exit 1; }
 
