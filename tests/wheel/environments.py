@@ -74,7 +74,7 @@ def check(python: Path, artifact: Path) -> dict[str, str]:
         raise SystemExit(f"installing {artifact.name} changed {python}: added {added}, removed {gone}")
     # no compiler, no nvcc, no checkout
     bare = {"PATH": str(python.parent), "HOME": str(FOLDER), "OMP_NUM_THREADS": "1"}
-    row = json.loads(run(python, "-W", "error", ROOT / "tests/wheel/check_wheel.py", env=bare, cwd=FOLDER))
+    row = json.loads(run(python, ROOT / "tests/wheel/check_wheel.py", env=bare, cwd=FOLDER))
     run(python, "-m", "pip", "uninstall", "--yes", "fused_resnet")
     return {"from": "source" if artifact.suffix == ".gz" else artifact.stem.split("-")[-1], **row}
 
