@@ -15,6 +15,7 @@ from fused_resnet import models
 from fused_resnet.bench.command import add_bench
 from fused_resnet.doctor import add_doctor
 from fused_resnet.engines import EngineError
+from fused_resnet.models.command import add_models
 from fused_resnet.surgery import NothingToFuse, explain, fuse
 from fused_resnet.training import Recipe, Trainer, TrainingDiverged, data
 from fused_resnet.training.recipe import PRECISIONS
@@ -54,6 +55,7 @@ def build_parser() -> argparse.ArgumentParser:
     subcommands = parser.add_subparsers(title="subcommands", metavar="SUBCOMMAND", required=True)
     add_train(subcommands)
     add_bench(subcommands)
+    add_models(subcommands)
     add_explain(subcommands)
     add_doctor(subcommands)
     return parser

@@ -1,4 +1,4 @@
-"""The plain networks against torchvision's and against the paper."""
+"""The residual networks against torchvision's, and each of their options."""
 
 import pytest
 import torch
@@ -7,36 +7,6 @@ import fused_resnet
 from fused_resnet import models
 
 IMAGENET = ["resnet18", "resnet34", "resnet50", "resnet101", "resnet152"]
-CIFAR = ["resnet20", "resnet32", "resnet44", "resnet56", "resnet110", "resnet1202"]
-PLAIN = ["plain18", "plain34", "plain20", "plain32", "plain44", "plain56", "plain110"]
-
-# table 6 of the paper, in millions, with option A's shortcuts, which have no parameters
-PAPER_PARAMETERS = {
-    "resnet20": 0.27,
-    "resnet32": 0.46,
-    "resnet44": 0.66,
-    "resnet56": 0.85,
-    "resnet110": 1.7,
-    "resnet1202": 19.4,
-}
-# what option B adds: two 1x1 projections with their batch norms
-PROJECTIONS = (16 * 32 + 2 * 32) + (32 * 64 + 2 * 64)
-
-
-def parameters(model: torch.nn.Module) -> int:
-    return sum(parameter.numel() for parameter in model.parameters())
-
-
-def test_every_model_is_registered_under_its_name():
-    assert sorted(models.names()) == sorted(IMAGENET + CIFAR + PLAIN)
-
-
-def test_an_unknown_name_is_answered_with_those_that_exist():
-    with pytest.raises(
-        ValueError,
-        match=r"model must be one of resnet18, .*plain110, or torchvision:NAME or timm:NAME; got 'resnet19'",
-    ):
-        models.create("resnet19")
 
 
 @pytest.mark.parametrize("zero_init_residual", [False, True])
@@ -63,24 +33,6 @@ def test_torchvisions_weights_give_torchvisions_output(name, training):
     assert torch.equal(ours(images), theirs(images))
 
 
-@pytest.mark.parametrize("name", CIFAR)
-def test_cifar_parameter_counts_are_the_papers_plus_the_projections(name):
-    paper = PAPER_PARAMETERS[name]
-    digits = len(str(paper).split(".")[1])
-    with torch.device("meta"):
-        counted = (parameters(models.create(name)) - PROJECTIONS) / 1e6
-    # the paper cuts off (0.467 becomes 0.46) where it does not round
-    assert 0 <= counted - paper + 0.5 * 10**-digits < 1.5 * 10**-digits
-
-
-@pytest.mark.parametrize("name", CIFAR)
-def test_option_a_has_the_papers_parameters_alone(name):
-    with torch.device("meta"):
-        model, default = models.create(name, shortcut="A"), models.create(name)
-    assert parameters(model) == parameters(default) - PROJECTIONS
-    assert list(model.state_dict()) == [key for key in default.state_dict() if "downsample" not in key]
-
-
 def test_option_a_is_every_other_pixel_and_zeros():
     shortcut = models.create("resnet20", shortcut="A").layer2[0].downsample
     x = torch.randn(2, 16, 5, 7)
@@ -104,11 +56,10 @@ def test_an_unknown_shortcut_is_refused():
         models.create("resnet20", shortcut="D")
 
 
-@pytest.mark.parametrize("name", PLAIN)
-def test_a_plain_twin_is_the_same_layers_without_shortcuts(name):
+@pytest.mark.parametrize("depth", [18, 20, 56])
+def test_a_plain_twin_is_the_same_layers_without_shortcuts(depth):
     with torch.device("meta"):
-        plain = models.create(name)
-        residual = models.create(name.replace("plain", "resnet"), shortcut="A")
+        plain, residual = models.create(f"plain{depth}"), models.create(f"resnet{depth}", shortcut="A")
     shapes = [{key: value.shape for key, value in model.state_dict().items()} for model in (plain, residual)]
     assert shapes[0] == shapes[1]
     assert all(not block.residual and block.downsample is None for block in plain.layer1)
@@ -131,18 +82,6 @@ def test_a_plain_block_cannot_begin_as_its_shortcut():
         models.create("plain20", zero_init_residual=True)
 
 
-@pytest.mark.parametrize("name", CIFAR)
-def test_cifar_depth_is_the_number_of_weighted_layers(name):
-    with torch.device("meta"):
-        model = models.create(name)
-    weighted = [
-        module_name
-        for module_name, module in model.named_modules()
-        if isinstance(module, torch.nn.Conv2d | torch.nn.Linear) and "downsample" not in module_name
-    ]
-    assert len(weighted) == int(name.removeprefix("resnet"))
-
-
 def test_cifar_stages_halve_the_image_and_double_the_channels():
     model = models.create("resnet20", in_channels=1)
     shapes = []
@@ -157,6 +96,72 @@ def test_zero_init_residual_begins_every_block_as_its_shortcut():
     block = models.create("resnet20", zero_init_residual=True).layer1[0]
     x = torch.rand(2, 16, 8, 8)  # not negative, so that the last relu changes nothing
     assert torch.equal(block(x), x)
+
+
+def test_the_papers_bottleneck_strides_in_its_first_1x1():
+    block = models.create("resnet50", stride_in_1x1=True).layer2[0]
+    assert [block.conv1.stride, block.conv2.stride, block.conv3.stride] == [(2, 2), (1, 1), (1, 1)]
+    block = models.create("resnet50").layer2[0]
+    assert [block.conv1.stride, block.conv2.stride, block.conv3.stride] == [(1, 1), (2, 2), (1, 1)]
+
+
+@pytest.mark.parametrize("dilated", [(False, False, True), (False, True, True), (True, False, True)])
+def test_a_dilated_network_is_torchvisions(dilated):
+    torchvision = pytest.importorskip("torchvision")
+    torch.manual_seed(0)
+    theirs = torchvision.models.resnet50(num_classes=10, replace_stride_with_dilation=dilated)
+    torch.manual_seed(0)
+    ours = models.resnet50(num_classes=10, replace_stride_with_dilation=dilated)
+    images = torch.randn(2, 3, 64, 64)
+    assert torch.equal(ours(images), theirs(images))
+
+
+def test_dilated_stages_keep_the_size_of_the_image():
+    model = models.create("resnet20", replace_stride_with_dilation=(False, True), features_only=True)
+    shapes = {name: tuple(feature.shape) for name, feature in model(torch.randn(2, 3, 32, 32)).items()}
+    assert shapes == {"layer1": (2, 16, 32, 32), "layer2": (2, 32, 16, 16), "layer3": (2, 64, 16, 16)}
+    dilations = [(block.conv1.dilation, block.conv2.dilation) for block in model.layer3]
+    assert dilations == [((1, 1), (1, 1)), ((2, 2), (2, 2)), ((2, 2), (2, 2))]
+
+
+def test_dilation_is_told_for_every_stage_but_the_first():
+    with pytest.raises(ValueError, match=r"one entry for each stage but the first, 2 in all, got \(True,\)"):
+        models.create("resnet20", replace_stride_with_dilation=(True,))
+
+
+def test_frozen_norms_are_torchvisions():
+    torchvision = pytest.importorskip("torchvision")
+    frozen = torchvision.ops.FrozenBatchNorm2d
+    theirs = torchvision.models.resnet18(num_classes=10, norm_layer=frozen)
+    ours = models.resnet18(num_classes=10, norm_layer=frozen)
+    ours.load_state_dict(theirs.state_dict())
+    images = torch.randn(2, 3, 64, 64)
+    assert torch.equal(ours(images), theirs(images))
+
+
+def test_features_are_the_outputs_of_the_stages():
+    features_only = models.create("resnet20", features_only=True)
+    whole = models.create("resnet20")
+    features_only.load_state_dict({k: v for k, v in whole.state_dict().items() if not k.startswith("fc.")})
+    images = torch.randn(2, 3, 32, 32)
+    features = features_only(images)
+    assert list(features) == ["layer1", "layer2", "layer3"]
+    assert torch.equal(whole.fc(whole.avgpool(features["layer3"]).flatten(1)), whole(images))
+
+
+# variances of a 3x3 convolution of 32 channels to 64
+VARIANCES = {"he_fan_out": 2 / (9 * 64), "he_fan_in": 2 / (9 * 32), "xavier": 2 / (9 * (32 + 64))}
+
+
+@pytest.mark.parametrize("init", VARIANCES)
+def test_convolutions_are_drawn_with_the_variance_of_their_initialisation(init):
+    weight = models.create("resnet20", init=init).layer3[0].conv1.weight
+    assert weight.var().item() == pytest.approx(VARIANCES[init], rel=0.05)
+
+
+def test_an_unknown_initialisation_is_refused():
+    with pytest.raises(ValueError, match="init must be one of 'he_fan_out', 'he_fan_in', 'xavier', got 'he'"):
+        models.create("resnet20", init="he")
 
 
 def test_stages_without_widths_are_refused():
