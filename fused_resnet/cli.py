@@ -13,6 +13,7 @@ from fused_resnet import models
 from fused_resnet.bench.command import add_bench
 from fused_resnet.doctor import add_doctor
 from fused_resnet.engines import EngineError
+from fused_resnet.experiments.command import add_experiment
 from fused_resnet.models.command import add_models
 from fused_resnet.surgery import NothingToFuse, explain, fuse
 from fused_resnet.training.command import INTERRUPTED, add_train
@@ -39,6 +40,7 @@ def build_parser() -> argparse.ArgumentParser:
     subcommands = parser.add_subparsers(title="subcommands", metavar="SUBCOMMAND", required=True)
     add_train(subcommands)
     add_eval(subcommands)
+    add_experiment(subcommands)
     add_bench(subcommands)
     add_models(subcommands)
     add_explain(subcommands)
