@@ -23,7 +23,7 @@ examples:
   fused-resnet experiment degradation               plain and residual networks of 20 and 56 layers, on digits
   fused-resnet experiment degradation --depths 20 32 44 56 --data cifar10        the paper's figure 6 by its recipe
   fused-resnet experiment degradation --depths 18 34 --data imagenet --data-dir /data/ilsvrc         its figure 4
-  fused-resnet experiment shortcuts                 options A, B and C, and none, in 56 layers
+  fused-resnet experiment shortcuts                 options A, B and C, and none, in 32 layers
 
 The same command again continues what was interrupted. The folder holds NAME.csv (a row for each network, seed and
 epoch; errors are fractions), NAME.png, and a folder of each run, as fused-resnet train leaves it.
@@ -45,7 +45,7 @@ def add_experiment(subcommands: "Subcommands") -> None:
     one.add_argument("--depths", type=int, nargs="+", default=[20, 56], metavar="N", help="(default: 20 56)")
 
     one = add_one(experiments, "shortcuts", shortcuts, "the shortcuts A, B and C, and none, at one depth")
-    one.add_argument("--depth", type=int, default=56, metavar="N", help="(default: %(default)s)")
+    one.add_argument("--depth", type=int, default=32, metavar="N", help="(default: %(default)s)")
 
 
 def add_one(
