@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fused_resnet.atomic import replacing
-from fused_resnet.training import EpochMetrics, Recipe, Trainer
+from fused_resnet.training import EpochMetrics, Recipe, RunFolder, Trainer
 from fused_resnet.training.recipe import require
 
 
@@ -104,10 +104,9 @@ def continue_or_start(recipe: Recipe, path: Path) -> Trainer:
     ValueError
         It holds one by another recipe; the message names what differs.
     """
-    try:
-        trainer = Trainer.resume(path)
-    except FileNotFoundError:
+    if not RunFolder(path).checkpoint.exists():
         return Trainer.start(recipe, path)
+    trainer = Trainer.resume(path)
     wanted, found = dataclasses.asdict(recipe), dataclasses.asdict(trainer.recipe)
     differing = [f"{name} {found[name]}, not {wanted[name]}" for name in wanted if wanted[name] != found[name]]
     if differing:
