@@ -23,7 +23,7 @@ EPOCHS = 2
 accelerator = Accelerator(cpu=not torch.cuda.is_available())
 set_seed(0)
 
-model = models.resnet20().to(memory_format=torch.channels_last)
+model = models.resnet20().to(accelerator.device, memory_format=torch.channels_last)
 model = fused_resnet.fuse(model)  # first
 accelerator.print(fused_resnet.explain(model))
 
