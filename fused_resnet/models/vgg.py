@@ -29,7 +29,12 @@ class VGG(nn.Module):
     dropout : float
         Probability by which an activation between the linear layers is dropped in training.
     init : str
-        How the convolutions are initialized: see `initialize_convolutions`.
+        How convolutions are initialized, see `initialize_convolutions`.
+
+    Raises
+    ------
+    ValueError
+        `depths` has another number of stages, or `init` is unknown.
     """
 
     def __init__(
@@ -43,6 +48,8 @@ class VGG(nn.Module):
         init: str = "he_fan_out",
     ) -> None:
         super().__init__()
+        if len(depths) != len(WIDTHS):
+            raise ValueError(f"depths must hold one entry for each of {len(WIDTHS)} stages, got {depths}")
         layers: list[nn.Module] = []
         for depth, width in zip(depths, WIDTHS, strict=True):
             for _ in range(depth):

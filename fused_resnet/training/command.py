@@ -126,7 +126,7 @@ def add_recipe(parser: argparse.ArgumentParser) -> None:
         "--warmup",
         type=float,
         metavar="PART",
-        help="part of the run in which the rate rises, in steps: is a tenth (default: 0.2 of one-cycle, else 0)",
+        help="part of the run in which the rate rises, or with steps is a tenth (default: one-cycle's 0.2, else 0)",
     )
     how("--momentum", type=float, help=f"(default: {default.momentum})")
     how(
@@ -145,7 +145,7 @@ def add_recipe(parser: argparse.ArgumentParser) -> None:
         help=f"digits, cifar: images are moved by up to this much (default: {default.max_shift})",
     )
     augmentation(
-        "--flip", action=argparse.BooleanOptionalAction, help=f"mirror every other image (default: {default.flip})"
+        "--flip", action=argparse.BooleanOptionalAction, help=f"mirror images at random (default: {default.flip})"
     )
     augmentation(
         "--crop",

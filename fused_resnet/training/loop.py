@@ -216,7 +216,7 @@ class Trainer:
     @property
     def iteration(self) -> int:
         """How many steps have been taken."""
-        return len(self.history) * self.steps_per_epoch + self.progress.steps
+        return (self.history[-1].iteration if self.history else 0) + self.progress.steps
 
     def next_epoch(self) -> Progress:
         """Return the beginning of an epoch."""
@@ -289,7 +289,7 @@ class Trainer:
 
         recipe, progress = self.recipe, self.progress
         order = data.epoch_order(self.data.train_size, recipe.batch_size, recipe.seed, epoch)
-        order = order[progress.steps : self.steps - len(self.history) * self.steps_per_epoch]
+        order = order[progress.steps : progress.steps + self.steps - self.iteration]
         progress.totals = progress.totals.to(self.device)
         start = time.perf_counter() - progress.seconds
         self.model.train()

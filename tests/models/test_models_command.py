@@ -2,20 +2,21 @@
 
 import pytest
 
-from fused_resnet import cli, models
+from fused_resnet import cli
 
 
-def test_the_table_has_every_network_and_fits_a_terminal(capsys, monkeypatch):
-    # a network of 1202 layers takes seconds to count
-    monkeypatch.setattr("fused_resnet.models.command.names", lambda: [n for n in models.names() if n != "resnet1202"])
+def test_the_table_fits_a_terminal(capsys, monkeypatch):
+    chosen = ["resnet50", "vgg16_bn", "plain20"]
+    monkeypatch.setattr("fused_resnet.models.command.names", lambda: chosen)  # all take seconds to count
     assert cli.main(["models"]) == 0
     head, *rows = capsys.readouterr().out.splitlines()
     assert head.split() == ["model", "depth", "parameters", "multiply-adds", "images", "shortcut"]
-    assert [row.split()[0] for row in rows] == [name for name in models.names() if name != "resnet1202"]
     assert max(map(len, (head, *rows))) <= 80
-    shown = {row.split()[0]: row.split() for row in rows}
-    assert shown["resnet50"] == ["resnet50", "50", "25.56", "M", "4,089", "M", "224x224", "B"]
-    assert shown["plain20"] == ["plain20", "20", "0.27", "M", "41", "M", "32x32", "none"]
+    assert [row.split() for row in rows] == [
+        ["resnet50", "50", "25.56", "M", "4,089", "M", "224x224", "B"],
+        ["vgg16_bn", "16", "138.37", "M", "15,470", "M", "224x224", "none"],
+        ["plain20", "20", "0.27", "M", "41", "M", "32x32", "none"],
+    ]
 
 
 def test_networks_and_their_shortcut_can_be_chosen(capsys):

@@ -1,5 +1,8 @@
 """The registry's networks, and their counts against the paper's."""
 
+import functools
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -27,6 +30,9 @@ MULTIPLY_ADDS = [
 ]
 
 
+summarize = functools.cache(models.summarize)
+
+
 def meets(counted: float, paper: float) -> bool:
     """Whether a count is the paper's, which rounds some of its figures and cuts others off (0.467 becomes 0.46)."""
     digit = 10.0 ** -len(str(paper).partition(".")[2])
@@ -48,7 +54,7 @@ def test_an_unknown_name_is_answered_with_those_that_exist():
 
 @pytest.mark.parametrize("name", models.names())
 def test_every_network_has_the_depth_in_its_name_and_is_counted(name):
-    summary = models.summarize(name)
+    summary = summarize(name)
     assert summary.depth == int("".join(filter(str.isdigit, name)))
     assert summary.image_size == (32 if name in CIFAR + PLAIN_CIFAR else 224)
     assert summary.shortcut == ("B" if name.startswith("resnet") else "none")
@@ -84,3 +90,14 @@ def test_multiply_adds_are_half_of_torchs_flop():
     with torch.device("meta"), flop_counter:
         models.create("resnet20", shortcut="C", in_channels=1)(torch.empty(1, 1, 32, 32))
     assert 2 * models.summarize("resnet20", shortcut="C", in_channels=1).multiply_adds == flop_counter.get_total_flops()
+
+
+def test_the_documented_counts_are_the_networks():
+    lines = (Path(__file__).parents[2] / "docs" / "networks.md").read_text().splitlines()
+    rows = [[cell.strip(" `") for cell in line.split("|")[1:6]] for line in lines if line.startswith("| `")]
+    documented = {row[0]: row[1:] for row in rows if row[0] in models.names()}
+    assert list(documented) == models.names()
+    for name in models.names():
+        s = summarize(name)
+        counts = [f"{s.depth}", f"{s.parameters / 1e6:.2f} M", f"{s.multiply_adds / 1e6:,.0f} M", s.shortcut]
+        assert documented[name] == counts, name

@@ -45,3 +45,8 @@ def test_without_batch_norm_there_is_nothing_to_fuse():
         features = models.vgg16().features
     with pytest.warns(NothingToFuse):
         fused_resnet.fuse(features.to_empty(device="cpu"))
+
+
+def test_stages_are_five():
+    with pytest.raises(ValueError, match=r"depths must hold one entry for each of 5 stages, got \(2, 2\)"):
+        models.VGG((2, 2))

@@ -20,7 +20,7 @@ class Augmentation:
         Images that are in memory move by up to this many pixels up, down and sideways, as when they are padded by as
         many and cropped at random.
     flip : bool
-        Whether every other image is mirrored.
+        Whether images are mirrored, each with probability 1/2.
     crop : {"scale", "resized"}
         Of images from files. ``scale``: the shorter side is resized to between 256 and 480 pixels, for crops of 224 (He
         et al. 2015, section 3.4). ``resized``: a random area and aspect ratio (Szegedy et al. 2015, arXiv:1409.4842,
