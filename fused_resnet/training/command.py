@@ -8,6 +8,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
+
 from fused_resnet import models
 from fused_resnet.engines import EngineError
 from fused_resnet.training import data
@@ -208,6 +210,7 @@ def run_train(options: argparse.Namespace) -> int:
         f"{recipe.model} on {recipe.data}, {blocks}, {recipe.precision}, on {trainer.device}; run folder {path}",
         flush=True,
     )
+    torch.backends.cudnn.benchmark = True  # every batch has the same shape
     resume_hint = f"continue with: fused-resnet train --resume {path}"
     try:
         trainer.run()

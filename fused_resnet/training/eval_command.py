@@ -12,16 +12,16 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
 
 from fused_resnet import models
 from fused_resnet.engines import EngineError
+from fused_resnet.models.weights import load_weights
 from fused_resnet.surgery import fuse
 from fused_resnet.training import data
 from fused_resnet.training.device import resolve_device
 from fused_resnet.training.evaluation import Evaluation, evaluate
 from fused_resnet.training.extras import require_extras
-from fused_resnet.training.files import FORMAT_KEY, CheckpointError, RunFolder, read_weights
+from fused_resnet.training.files import FORMAT_KEY, RunFolder, read_weights
 from fused_resnet.training.network import make_network
 from fused_resnet.training.precision import PRECISIONS, Forward, memory_format
 from fused_resnet.training.published import Published, published
@@ -124,18 +124,8 @@ def prepare(options: argparse.Namespace) -> tuple[Subject, nn.Module, data.Sourc
     for name, least in (("batch_size", 1), ("threads", 1), ("workers", 0), ("image_size", 32)):
         value = getattr(options, name)
         require(f"--{name.replace('_', '-')}", value, value is None or value >= least, f"at least {least}")
-    state: Any = {}
-    if options.checkpoint is not None:
-        path = RunFolder(options.checkpoint).checkpoint if options.checkpoint.is_dir() else options.checkpoint
-        if not path.is_file():
-            raise FileNotFoundError(f"no checkpoint to evaluate: {path} does not exist")
-        state = read_weights(path)
-        if options.weights is not None:
-            raise ValueError(f"--weights {options.weights} and {path} are both weights: leave one out")
-    elif options.weights is None:
-        raise ValueError("nothing to evaluate: name a run folder or a checkpoint, or --model with --weights")
-
-    subject = read_subject(options, state)
+    path, recipe = read_checkpoint(options)
+    subject = read_subject(options, recipe)
     require_extras(subject.data, run=False)
     device = resolve_device(options.device)
     if options.threads is not None:
@@ -150,17 +140,31 @@ def prepare(options: argparse.Namespace) -> tuple[Subject, nn.Module, data.Sourc
         shortcut=subject.shortcut,
         weights=options.weights,
     )
-    if options.checkpoint is not None:
-        load_weights(model, state, options.checkpoint, subject)
+    if path is not None:
+        load_weights(model, subject.model, path)
     model.to(device).to(memory_format=memory_format(channels_last=True))  # type: ignore[call-overload]
     if not options.stock:
         fuse(model, engine=options.engine)
     return subject, model, source
 
 
-def read_subject(options: argparse.Namespace, state: Any) -> Subject:
-    """Return what is evaluated: the options', else that of the recipe of a run's checkpoint."""
-    recipe = state["recipe"] if isinstance(state, dict) and FORMAT_KEY in state else {}
+def read_checkpoint(options: argparse.Namespace) -> tuple[Path | None, dict[str, Any]]:
+    """Return the checkpoint's path and the recipe in it, which is empty in those of others."""
+    if options.checkpoint is None:
+        if options.weights is None:
+            raise ValueError("nothing to evaluate: name a run folder or a checkpoint, or --model with --weights")
+        return None, {}
+    path: Path = RunFolder(options.checkpoint).checkpoint if options.checkpoint.is_dir() else options.checkpoint
+    if not path.is_file():
+        raise FileNotFoundError(f"no checkpoint to evaluate: {path} does not exist")
+    if options.weights is not None:
+        raise ValueError(f"--weights {options.weights} and {path} are both weights: leave one out")
+    state = read_weights(path)
+    return path, state["recipe"] if isinstance(state, dict) and FORMAT_KEY in state else {}
+
+
+def read_subject(options: argparse.Namespace, recipe: dict[str, Any]) -> Subject:
+    """Return what is evaluated: the options', else the recipe's."""
     model = options.model or recipe.get("model")
     if model is None:
         raise ValueError("--model must be the name of the network that these weights are for; got none")
@@ -172,30 +176,6 @@ def read_subject(options: argparse.Namespace, state: Any) -> Subject:
         folder = Path(recipe["data_dir"])
     size = options.image_size or recipe.get("image_size") or Recipe.image_size
     return Subject(model, options.shortcut or recipe.get("shortcut"), name, folder, size)
-
-
-def load_weights(model: nn.Module, state: Any, path: Path, subject: Subject) -> None:
-    """Load a state_dict, bare or as training scripts keep it: under "model" or "state_dict", from under DDP or compile.
-
-    Raises
-    ------
-    CheckpointError
-        It is none, or another network's.
-    """
-    for key in ("model", "state_dict"):
-        if isinstance(state, dict) and isinstance(state.get(key), dict):
-            state = state[key]
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise CheckpointError(f"{path} holds no state_dict: tensors by the names of a model's parameters")
-    for prefix in ("_orig_mod.", "module."):
-        consume_prefix_in_state_dict_if_present(state, prefix)
-    try:
-        model.load_state_dict(state)
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())
-        raise CheckpointError(
-            f"{path} does not fit {subject.model} with {subject.data}'s channels and classes: {reason}"
-        ) from error
 
 
 def with_progress(batches: Iterable[tuple[Tensor, Tensor]], images: int) -> Iterator[tuple[Tensor, Tensor]]:

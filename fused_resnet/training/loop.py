@@ -25,6 +25,7 @@ from fused_resnet.training.evaluation import evaluate
 from fused_resnet.training.extras import require_extras
 from fused_resnet.training.files import CheckpointError, EpochMetrics, RunFolder
 from fused_resnet.training.network import make_network
+from fused_resnet.training.optimizer import make_optimizer
 from fused_resnet.training.precision import DTYPES, Forward, memory_format
 from fused_resnet.training.recipe import Recipe, require
 from fused_resnet.training.schedule import make_scheduler
@@ -99,16 +100,7 @@ class Trainer:
         if recipe.fuse:
             fuse(self.model, engine=recipe.engine, memory=recipe.memory, chain=recipe.chain)
             self.engine = engines.choose(recipe.engine, self.device.type, DTYPES[recipe.precision])
-        self.optimizer = torch.optim.SGD(
-            self.model.parameters(),
-            # a graph reads the rate where the scheduler writes it
-            lr=torch.tensor(recipe.lr, device=self.device) if recipe.cuda_graph else recipe.lr,
-            momentum=recipe.momentum,
-            weight_decay=recipe.weight_decay,
-            nesterov=recipe.nesterov,
-            # fused SGD leaves its momentum uninitialized where the scaler skips the first step (torch 2.11)
-            fused=True if on_gpu and recipe.precision != "fp16" else None,
-        )
+        self.optimizer = make_optimizer(self.model, recipe, self.device)
         self.scheduler = make_scheduler(self.optimizer, recipe, self.steps)
         self.scaler = GradScaler(self.device.type, enabled=recipe.precision == "fp16")
         model = torch.compile(self.model) if recipe.compile else self.model

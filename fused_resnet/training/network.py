@@ -29,6 +29,6 @@ def make_network(name: str, *, channels: int, num_classes: int, **options: Any) 
         options["in_channels"] = channels
     try:
         return models.create(name, num_classes=num_classes, **options)
-    except TypeError as error:
+    except (TypeError, KeyError) as error:  # of other packages: no such option, no weights of that name
         asked = ", ".join(f"{option}={value!r}" for option, value in options.items())
         raise ValueError(f"model {name} cannot be made with {asked}: {error}") from error

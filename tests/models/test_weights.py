@@ -112,8 +112,8 @@ class Evil:
     [
         (b"no checkpoint", "are damaged, or hold more than tensors"),
         (pickle.dumps({"conv1.weight": Evil()}), "are damaged, or hold more than tensors"),
-        (["conv1.weight"], "must be a state_dict, alone or under the key 'model'; found neither"),
-        ({"epoch": 3}, "must be a state_dict, alone or under the key 'model'; found neither"),
+        (["conv1.weight"], "must be a state_dict, alone or under 'model' or 'state_dict'; found neither"),
+        ({"epoch": 3}, "must be a state_dict, alone or under 'model' or 'state_dict'; found neither"),
     ],
     ids=["text", "code", "list", "plain values"],
 )

@@ -194,7 +194,22 @@ def test_a_checkpoint_whose_weights_do_not_fit_is_refused(tiny_recipe, tmp_path)
         Trainer.resume(tmp_path)
 
 
-def test_a_missing_extra_is_named_with_the_mend(tiny_recipe, tmp_path, monkeypatch):
-    monkeypatch.setattr(extras, "find_spec", lambda module: None if module == "sklearn" else object())
-    with pytest.raises(ModuleNotFoundError, match=r"needs scikit-learn, .* pip install 'fused_resnet\[train\]'"):
-        Trainer.start(tiny_recipe, tmp_path)
+def test_a_resumed_run_goes_on_with_the_same_random_numbers(tiny_recipe, tmp_path):
+    Trainer.start(tiny_recipe, tmp_path)
+    expected = torch.rand(3)
+    torch.manual_seed(1234)
+    Trainer.resume(tmp_path)
+    assert torch.equal(torch.rand(3), expected)
+
+
+@pytest.mark.parametrize(
+    ("data", "module", "message"),
+    [
+        ("digits", "sklearn", r"data digits needs scikit-learn, .* pip install 'fused_resnet\[train\]'"),
+        ("folder", "torchvision", r"data folder needs torchvision, .* pip install 'fused_resnet\[vision\]'"),
+    ],
+)
+def test_a_missing_extra_is_named_with_the_mend(tmp_path, monkeypatch, data, module, message):
+    monkeypatch.setattr(extras, "find_spec", lambda name: None if name == module else object())
+    with pytest.raises(ModuleNotFoundError, match=message):
+        Trainer.start(named(data=data), tmp_path)
