@@ -52,7 +52,7 @@ def draw(panels: Sequence[Panel], results: Sequence[Result], title: str, file: B
                 axes.fill_between(iterations, low, high, color=color, alpha=0.12, linewidth=0)
         axes.set_title(panel.title, fontsize=10)
         axes.set_xlabel("iterations")
-        axes.set_ylim(0, 100)
+        axes.set_ylim(-1, 100)  # a line at zero is not the axis
         axes.set_xlim(0)
         axes.yaxis.set_major_formatter(PercentFormatter(decimals=0))
         axes.grid(axis="y", color="#e4e6ea")
