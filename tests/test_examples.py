@@ -1,5 +1,6 @@
 """Every page of ``examples/`` runs as its reader would run it."""
 
+import math
 import os
 import re
 import subprocess
@@ -42,15 +43,12 @@ def test_an_example_fuses_its_network_and_learns(example):
     assert last < 0.75 * first
 
 
-def test_ddp_and_fsdp_train_a_fused_network_alike():
+def test_a_fused_network_trains_sharded_over_two_processes():
     pytest.importorskip("torchvision")
     torchrun = ("-m", "torch.distributed.run", "--nproc-per-node", 2)
-    ddp, fsdp = (
-        losses(run(*torchrun, ROOT / "examples" / "train_torchvision.py", "--epochs", 1, "--parallel", parallel))
-        for parallel in ("ddp", "fsdp")
-    )
-    assert len(ddp) == 1  # printed by one process
-    assert ddp == pytest.approx(fsdp, rel=1e-3)
+    example = ROOT / "examples" / "train_torchvision.py"
+    (loss,) = losses(run(*torchrun, example, "--parallel", "fsdp", "--epochs", 1))  # printed by one of the two
+    assert loss < 0.9 * math.log(10)  # what guessing costs
 
 
 def test_every_example_is_a_page_and_in_the_table():
