@@ -12,13 +12,24 @@ from fused_resnet.bench.command import add_bench
 from fused_resnet.bench.tune import add_tune
 from fused_resnet.bench.warm import add_warm
 from fused_resnet.doctor import add_doctor
+from fused_resnet.experiments.command import add_experiment
 from fused_resnet.explain_command import add_explain
 from fused_resnet.models.command import add_models
 from fused_resnet.training.command import INTERRUPTED, add_train
 from fused_resnet.training.eval_command import add_eval
 
 # in the order in which --help lists them
-SUBCOMMANDS = (add_train, add_eval, add_models, add_explain, add_bench, add_tune, add_warm, add_doctor)
+SUBCOMMANDS = (
+    add_train,
+    add_eval,
+    add_experiment,
+    add_models,
+    add_explain,
+    add_bench,
+    add_tune,
+    add_warm,
+    add_doctor,
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -5,6 +5,7 @@ import math
 import sys
 import time
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -218,8 +219,13 @@ class Trainer:
         self.folder.write_checkpoint(self.state_dict())
         self.saved = time.monotonic()
 
-    def run(self) -> None:
+    def run(self, report: Callable[[EpochMetrics], None] | None = None) -> None:
         """Train for the steps that are left, keeping checkpoint and metrics.
+
+        Parameters
+        ----------
+        report : callable, optional
+            Is told of each epoch; by default a line of it is printed.
 
         Raises
         ------
@@ -236,16 +242,20 @@ class Trainer:
                 # first: if only this is written, the epoch is run and written again
                 self.folder.write_metrics(self.history)
                 self.save()
-                print(
-                    f"epoch {epoch:3d}/{self.epochs}   lr {row.lr:.4f}   "
-                    f"train loss {row.train_loss:.4f} error {row.train_error:7.2%}   "
-                    f"test loss {row.test_loss:.4f} error {row.test_error:7.2%}   "
-                    f"{row.images_per_second:.0f} images/s",
-                    flush=True,
-                )
+                (report or self.print_epoch)(row)
         with replacing(self.folder.curves) as file:
             title = f"{self.recipe.model} on {self.recipe.data}, {'fused' if self.recipe.fuse else 'stock'} blocks"
             draw_curves(self.history, title, file)
+
+    def print_epoch(self, row: EpochMetrics) -> None:
+        """Print a line of an epoch."""
+        print(
+            f"epoch {row.epoch:3d}/{self.epochs}   lr {row.lr:.4f}   "
+            f"train loss {row.train_loss:.4f} error {row.train_error:7.2%}   "
+            f"test loss {row.test_loss:.4f} error {row.test_error:7.2%}   "
+            f"{row.images_per_second:.0f} images/s",
+            flush=True,
+        )
 
     def run_epoch(self, epoch: int) -> EpochMetrics:
         """Take the epoch's steps that are left, then test."""

@@ -25,6 +25,7 @@ RECIPES = {
 }
 RECIPE_OF_DATA = {
     "digits": "digits",
+    "digits8x8": "digits",
     "cifar10": "cifar",
     "cifar100": "cifar",
     "imagenet": "imagenet",
