@@ -20,8 +20,8 @@ help:  ## list the targets
 train: $(VENV)/.installed  ## train a fused ResNet-20 on handwritten digits (ARGS go to fused-resnet train)
 	@$(BIN)/fused-resnet train $(ARGS)
 
-test: $(VENV)/.installed  ## run the tests (ARGS go to pytest)
-	@$(BIN)/python -m pytest $(ARGS)
+test: $(VENV)/.installed  ## run the tests, a process for each core (ARGS go to pytest)
+	@$(BIN)/python -m pytest --numprocesses auto --dist loadfile $(ARGS)
 
 bench: $(VENV)/.installed  ## measure the fused operations and networks beside stock PyTorch (ARGS go to fused-resnet bench)
 	@$(BIN)/fused-resnet bench $(ARGS)
