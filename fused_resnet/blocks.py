@@ -19,12 +19,14 @@ from torch.autograd import forward_ad
 from torch.nn.modules.module import _has_any_global_hook
 
 from fused_resnet.chain_ops import run_chain, update_running_stats_
-from fused_resnet.chain_spec import Padded, is_projection
+from fused_resnet.chain_spec import Padded, is_projection, is_synchronized
+from fused_resnet.synchronized import group_name
 
 Path = tuple[str, ...]
 Signature = tuple[Any, ...]
 
 FUNCTION = "function"
+BATCH_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
 
 
 class UnitPaths(NamedTuple):
@@ -155,7 +157,7 @@ def fused_class(cls: Any) -> Any:
         plan = self._fused.get(self.training) if "_fused" in self.__dict__ else None
         if plan is not None and len(args) == 1 and not kwargs and serves_input(args[0], self.training):
             chains = prepare(self, plan)
-            if not isinstance(chains, str) and serves_dtype(chains, args[0]):
+            if not isinstance(chains, str) and serves_batch(chains, args[0]) and serves_dtype(chains, args[0]):
                 return plan.forward(self, PreparedChains(chains), args[0])
         return super(FusedModule, self).forward(*args, **kwargs)
 
@@ -183,13 +185,17 @@ def serves_input(x: Any, training: bool) -> bool:
         and (compiling or (type(x) is Tensor and not _has_any_global_hook()))
         and not torch._C._get_tracing_state()
         and x.dim() == 4
-        and x.numel() > 0
         and x.device.type != "meta"
         # an exported model for inference is plain aten, which never needs this package
         and (training or not (compiling and torch.compiler.is_exporting()))
         and not torch._C._are_functorch_transforms_active()
         and forward_ad._current_level < 0
     )
+
+
+def serves_batch(chains: list[PreparedChain], x: Tensor) -> bool:
+    """Whether there is a batch, or other processes that wait for this one's part of their statistics."""
+    return x.numel() > 0 or any(is_synchronized(chain.signature) for chain in chains)
 
 
 def serves_dtype(chains: list[PreparedChain], x: Tensor) -> bool:
@@ -277,7 +283,8 @@ def _read_unit(module: nn.Module, unit: UnitPaths, prepared: PreparedChain) -> S
         if reason := _why_not_plain(act, unit.act) or _why_not_type(act, nn.ReLU, unit.act):
             return reason
     affine = (norm.weight is not None, norm.bias is not None)
-    return conv_signature, *affine, batch_stats, float(norm.eps).hex(), unit.act is not None
+    group = group_name(norm) if type(norm) is nn.SyncBatchNorm else None
+    return conv_signature, *affine, batch_stats, group, float(norm.eps).hex(), unit.act is not None
 
 
 def child(module: nn.Module, path: Path) -> Any:
@@ -326,7 +333,7 @@ def _why_not_conv(conv: Any, path: Path) -> str | None:
 def _why_not_norm(norm: Any, path: Path) -> str | None:
     if is_frozen_norm(norm):
         return None if hasattr(norm, "eps") else f"{'.'.join(path)} has no eps"
-    return _why_not_type(norm, nn.BatchNorm2d, path)
+    return None if type(norm) in BATCH_NORMS else _why_not_type(norm, nn.BatchNorm2d, path)
 
 
 def _why_not_pool(pool: Any, path: Path) -> str | None:

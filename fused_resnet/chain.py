@@ -24,6 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fused_resnet import synchronized
 from fused_resnet.chain_spec import (
     IDENTITY,
     Chain,
@@ -86,7 +87,7 @@ def keeps_y(chain: Chain, i: int, weight: Tensor | None, engine: str) -> bool:
     """Whether backward needs the ``y`` of a unit: it can do without at the end, behind an expanding 1×1 convolution."""
     unit = chain.all_units[i]
     at_end = i >= len(chain.units) - 1 and chain.masks_by_output
-    if weight is None or not (at_end and unit.batch_stats) or isinstance(chain.shortcut, Padded):
+    if weight is None or not (at_end and unit.batch_stats) or isinstance(chain.shortcut, Padded) or chain.synchronized:
         return True
     if unit.conv is None or unit.conv.bias or not is_pointwise(unit, weight):
         return True
@@ -176,7 +177,9 @@ class _Forward:
         """Return a unit's ``y`` and affine, and keep what backward needs of it."""
         unit, p, k = self.chain.all_units[i], self.parameters[i], self.k
         y = dense(z if unit.conv is None else _conv(unit.conv, z, self.weights[i], p.conv_bias), k.channels_last)
-        if unit.batch_stats:
+        if unit.group is not None:
+            moments, affine = synchronized.batch_norm_stats(y, p.weight, p.bias, unit.eps, unit.group, k)
+        elif unit.batch_stats:
             _check_batch(y)
             moments, affine = k.batch_norm_stats(y, p.weight, p.bias, unit.eps)
         else:
@@ -246,7 +249,7 @@ class _Backward:
             size = self.y(last).shape[2:]
             grad = dense_like(grad, self.index)
             grad = self.k.max_pool_backward(grad, self.index, size, *map(list, self.chain.pool))
-        if output is not None and any(kept.y is not None and kept.y.numel() == 0 for kept in self.saved[last:]):
+        if output is not None and any(kept.lacks_y for kept in self.saved[last:]):
             dz, d_source = self.end_without_y(grad, output)
         else:
             dz, d_source = self.end(grad, output)
@@ -284,7 +287,7 @@ class _Backward:
         masked, sum_grad = self.k.masked_grad(dense_like(grad, z), z)
 
         def branch(i: int) -> Tensor | None:
-            if self.y(i).numel() == 0:
+            if self.saved[i].lacks_y:
                 return self.pointwise_conv_norm(i, masked, sum_grad)
             dy, _ = self.branches([i], masked, z)
             return None if dy is None else self.conv(i, dy)
@@ -417,6 +420,11 @@ class _Backward:
         grad_weight, grad_bias, coefficients = self.k.batch_norm_coefficients(
             sums, branch, moments, parameters.weight, unit.eps, count, unit.batch_stats
         )
+        if unit.group is not None and self.wants_dy(i):
+            mean_sums = synchronized.mean_sums(sums[2 * branch : 2 * branch + 2], count, unit.group)
+            *_, coefficients = self.k.batch_norm_coefficients(
+                mean_sums, 0, moments, parameters.weight, unit.eps, 1, unit.batch_stats
+            )
         self.gradients[i] = self.gradients[i]._replace(
             weight=_as(grad_weight, parameters.weight) if wanted.weight else None,
             bias=_as(grad_bias, parameters.bias) if wanted.bias else None,

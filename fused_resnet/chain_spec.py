@@ -28,12 +28,16 @@ class Conv(NamedTuple):
 
 
 class Unit(NamedTuple):
-    """``conv → batch norm → act``; without ``conv`` the norm reads the unit's input itself."""
+    """``conv → batch norm → act``; without ``conv`` the norm reads the unit's input itself.
+
+    ``group`` names the process group whose batches are normalised together; None where this process has its own.
+    """
 
     conv: Conv | None
     weight: bool
     bias: bool
     batch_stats: bool
+    group: str | None
     eps: float
     relu: bool
 
@@ -105,6 +109,11 @@ class Chain:
         )
 
     @functools.cached_property
+    def synchronized(self) -> bool:
+        """Whether any unit shares its statistics with other processes."""
+        return any(unit.group is not None for unit in self.all_units)
+
+    @functools.cached_property
     def padded(self) -> Padded:
         """The shortcut's padding; :data:`NOT_PADDED` for every other kind."""
         return self.shortcut if isinstance(self.shortcut, Padded) else NOT_PADDED
@@ -138,9 +147,16 @@ def is_projection(shortcut: Any) -> bool:
     return isinstance(shortcut, tuple) and len(shortcut) == len(Unit._fields)
 
 
+def is_synchronized(signature: tuple[Any, ...]) -> bool:
+    """Whether any unit of a signature shares its statistics with other processes."""
+    units, shortcut, *_ = signature
+    projection = (shortcut,) if is_projection(shortcut) else ()
+    return any(group is not None for _, _, _, _, group, _, _ in (*units, *projection))
+
+
 def _make_unit(signature: tuple[Any, ...]) -> Unit:
-    conv, weight, bias, batch_stats, eps, relu = signature
-    return Unit(Conv(*conv) if conv else None, weight, bias, batch_stats, float.fromhex(eps), relu)
+    conv, weight, bias, batch_stats, group, eps, relu = signature
+    return Unit(Conv(*conv) if conv else None, weight, bias, batch_stats, group, float.fromhex(eps), relu)
 
 
 @functools.cache
@@ -161,13 +177,18 @@ class Parameters(NamedTuple):
 class Saved(NamedTuple):
     """What a unit keeps for backward.
 
-    ``y`` is None where the unit has no conv, and empty where backward does without; ``conv_weight`` is None unless it
-    was cast.
+    ``y`` is None where the unit has no conv, and of one dimension where backward does without; ``conv_weight`` is None
+    unless it was cast.
     """
 
     y: Tensor | None
     affine: Tensor
     conv_weight: Tensor | None
+
+    @property
+    def lacks_y(self) -> bool:
+        """Whether backward does without ``y``; that of a process without a batch is empty, too."""
+        return self.y is not None and self.y.dim() == 1
 
 
 def split_parameters(chain: Chain, flat: Iterable[Any]) -> list[Parameters]:

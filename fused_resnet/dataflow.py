@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from fused_resnet.blocks import (
+    BATCH_NORMS,
     FUNCTION,
     ChainPaths,
     Container,
@@ -85,7 +86,7 @@ def is_primitive(module: nn.Module) -> bool:
 def why_no_match(module: nn.Module) -> str:
     """Return why a norm of a module is in no chain."""
     for name, inner in module.named_children():
-        if is_norm(inner) and not is_frozen_norm(inner) and type(inner) is not nn.BatchNorm2d:
+        if is_norm(inner) and not is_frozen_norm(inner) and type(inner) not in BATCH_NORMS:
             return f"{name} is a {type(inner).__name__}, not a BatchNorm2d"
     return "no conv → batch norm → ReLU with single consumers in its forward"
 
@@ -361,7 +362,7 @@ class _Matcher:
 
     def _is_norm(self, node: fx.Node) -> bool:
         called = _called(self.root, node)
-        return called is not None and (type(called) is nn.BatchNorm2d or is_frozen_norm(called))
+        return called is not None and (type(called) in BATCH_NORMS or is_frozen_norm(called))
 
     def _is_relu(self, node: fx.Node) -> bool:
         function = node.op in ("call_function", "call_method") and node.target in RELU_FUNCTIONS

@@ -97,7 +97,7 @@ def batch_norm_act(
         _check_norm(name, norm, x, training)
 
     def unit(norm: Norm, relu: bool) -> tuple[Any, ...]:
-        return None, norm[2] is not None, norm[3] is not None, training, float(eps).hex(), relu
+        return None, norm[2] is not None, norm[3] is not None, training, None, float(eps).hex(), relu
 
     main = unit(norms[0], act == "relu")
     shortcut = None if residual is None else IDENTITY if residual_norm is None else unit(residual_norm, False)

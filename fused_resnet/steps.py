@@ -128,8 +128,10 @@ def trace(
         The model does not take such an input.
     """
     mode = FakeTensorMode()
+    groups = [module.process_group for module in model.modules() if isinstance(module, nn.SyncBatchNorm)]
     with FakeCopyMode(mode):
-        model = copy.deepcopy(model)
+        model = copy.deepcopy(model, {id(group): group for group in groups})  # which cannot be copied
+    synchronized = [module for module in model.modules() if isinstance(module, nn.SyncBatchNorm) and module.training]
     names = {module: name for name, module in model.named_modules() if isinstance(module, FusedModule)}
     parameter = next(model.parameters())
     autocast = torch.autocast(parameter.device.type, dtype, enabled=dtype is not None)
@@ -146,7 +148,7 @@ def trace(
         # a fused module is stock to a tensor without data: one forward shows every module its input
         hook = nn.modules.module.register_module_forward_pre_hook(note)
         try:
-            with autocast:
+            with autocast, _in_eval(synchronized):
                 model(x)
         except Exception as error:
             raise ValueError(f"{type(model).__name__} takes no input of shape {tuple(input_shape)}: {error}") from error
@@ -157,12 +159,24 @@ def trace(
             chains = "" if plan is None else prepare(module, plan)
             if plan is not None and not isinstance(chains, str):
                 tracer = _Tracer(chains, engine)
-                with autocast:
+                with autocast, _in_eval(synchronized):
                     plan.forward(module, tracer, argument)
                 for index, steps in tracer.steps:
                     key = names[module], index
                     found[key] = found[key] + steps if key in found else steps
     return found
+
+
+@contextlib.contextmanager
+def _in_eval(norms: Sequence[nn.Module]) -> Iterator[None]:
+    """Keep stock's synchronised norms from sending tensors without data to other processes."""
+    for norm in norms:
+        norm.training = False
+    try:
+        yield
+    finally:
+        for norm in norms:
+            norm.training = True
 
 
 class _Tracer(PreparedChains):

@@ -209,7 +209,11 @@ def explain(model: nn.Module, input_shape: Sequence[int] | None = None, *, dtype
         for i, (paths, chain) in enumerate(zip(plan.chains, chains, strict=True)):
             if isinstance(module, FusedModule):
                 engine = _serving_engine(plan.options[0], chain.parameters, dtype)
-                notes = (_not_kept(paths, chain, engine, dtype), _copies(engine, chain.parameters))
+                notes = (
+                    _not_kept(paths, chain, engine, dtype),
+                    _synchronized(chain),
+                    _copies(engine, chain.parameters),
+                )
                 reason = "; ".join(filter(None, notes))
                 rows.append(Row(shown, _describe(paths), engine, reason, steps.get((name, i))))
             else:
@@ -243,6 +247,14 @@ def _not_kept(paths: ChainPaths, prepared: PreparedChain, engine: str, dtype: to
         if isinstance(path, UnitPaths) and path.conv and not keeps_y(chain, i, parameters[i].conv_weight, engine)
     ]
     return f"{' and '.join(names)} not kept" if names else ""
+
+
+def _synchronized(prepared: PreparedChain) -> str:
+    """Say where a chain's statistics are those of several processes."""
+    if not make_chain(prepared.signature).synchronized:
+        return ""
+    on_cpu = prepared.parameters[0].device.type == "cpu"
+    return "batch norm synchronized" + (", which stock PyTorch refuses on the CPU" if on_cpu else "")
 
 
 def _copies(engine: str, parameters: list[torch.Tensor]) -> str:

@@ -704,12 +704,18 @@ def test_a_downsample_added_or_removed_is_honoured():
         torch.testing.assert_close(fused.eval()(images()), expected.eval()(images()))
 
 
-def test_sync_batchnorm_converted_after_fuse_is_honoured(chains_run):
-    model = nn.SyncBatchNorm.convert_sync_batchnorm(fused_resnet.fuse(make(Basic))).eval()
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+@pytest.mark.parametrize("convert_first", [True, False], ids=["before fuse", "after fuse"])
+def test_sync_batchnorm_of_one_process_is_batch_norm(convert_first, training, chains_run):
+    convert = nn.SyncBatchNorm.convert_sync_batchnorm
+    model = make(Basic)
+    model = fused_resnet.fuse(convert(model)) if convert_first else convert(fused_resnet.fuse(model))
     assert isinstance(model.bn1, nn.SyncBatchNorm)
-    torch.testing.assert_close(model(images()), make(Basic).eval()(images()))
-    assert not chains_run
-    assert "bn1 is a SyncBatchNorm, not a BatchNorm2d" in str(fused_resnet.explain(model))
+    expected = make(Basic).train(training)
+    torch.testing.assert_close(model.train(training)(images()), expected(images()))
+    torch.testing.assert_close(model.bn1.running_var, expected.bn1.running_var)
+    assert len(chains_run) == 1
+    assert "synchronized" not in str(fused_resnet.explain(model))
 
 
 def test_a_global_hook_sees_every_module():

@@ -59,6 +59,7 @@ def launches(k, dtype: torch.dtype, channels: int) -> None:
     weight, bias = torch.empty(2, channels, device="meta").unbind()
     moments, affine = k.batch_norm_stats(x, weight, bias, 1e-5)
     k.batch_norm_affine(moments, weight, bias, 1e-5)
+    k.batch_norm_merge(torch.empty(64, 2 * channels + 1, device="meta"), weight, bias, 1e-5)  # of 64 processes
     for branch in [(None, None), (residual, None), (residual, affine)]:
         k.batch_norm_act(x, affine, *branch, True)
     k.batch_norm_act(x, affine, residual, affine, False)

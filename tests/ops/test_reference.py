@@ -41,6 +41,25 @@ def test_stats_are_the_mean_and_both_variances(x, weight, bias):
     assert torch.equal(affine, bna.batch_norm_affine(moments, weight, bias, EPS))
 
 
+def test_merged_parts_have_the_statistics_of_the_whole(x, weight, bias):
+    parts = []
+    for images in x.split((2, 0, 1)):
+        count = images.numel() // 4
+        mean, var, _ = moments_of(images) if count else torch.zeros(3, 4, dtype=x.dtype)
+        parts.append(torch.cat((mean, var * count, mean.new_full((1,), count))))
+    merged, expected = (
+        bna.batch_norm_merge(torch.stack(parts), weight, bias, EPS),
+        bna.batch_norm_stats(x, weight, bias, EPS),
+    )
+    torch.testing.assert_close(merged, expected)
+
+
+def test_parts_that_are_all_empty_merge_to_no_nan(weight, bias):
+    moments, affine = bna.batch_norm_merge(torch.zeros(2, 9), weight, bias, EPS)
+    assert not moments.any()
+    assert affine.isfinite().all()
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_per_channel_results_are_float32(x, dtype):
     moments = moments_of(x.to(dtype))

@@ -76,6 +76,19 @@ def test_per_channel_steps_equal_the_reference_for_parameters_of_any_dtype(k, pa
                 assert_close(result, expected)
 
 
+@pytest.mark.parametrize("offset", [0, 1000])
+@pytest.mark.parametrize("ranks", [1, 3, 8])
+def test_merging_the_parts_of_a_batch_equals_the_reference(k, ranks, offset):
+    counts = torch.randint(0, 1000, (ranks, 1)).float()  # of which the first is empty
+    counts[0] = 0
+    means, m2 = (torch.randn(ranks, 19) + offset) * counts.sign(), torch.rand(ranks, 19) * counts
+    parts, weight, bias = torch.cat((means, m2, counts), 1), torch.randn(19), torch.randn(19)
+    for parameters in [(weight, bias), (None, None)]:
+        merged, expected = (op.batch_norm_merge(parts, *parameters, EPS) for op in (k, reference))
+        for result, wanted in zip((*merged[0], *merged[1]), (*expected[0], *expected[1]), strict=True):
+            assert_close(result, wanted)
+
+
 @pytest.mark.parametrize("branch", ["no residual", "residual", "second branch"])
 @pytest.mark.parametrize("relu", [True, False], ids=["relu", "linear"])
 @each_shape

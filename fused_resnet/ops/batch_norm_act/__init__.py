@@ -14,6 +14,11 @@ def _fake_stats(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: floa
     return moments, moments.new_empty(2, x.shape[1])
 
 
+def _fake_merge(parts: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> tuple[Tensor, Tensor]:
+    moments = parts.new_empty(3, parts.shape[1] // 2)
+    return moments, moments.new_empty(2, moments.shape[1])
+
+
 def _fake_affine(moments: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
     return moments.new_empty(2, moments.shape[1])
 
@@ -103,6 +108,10 @@ OPERATIONS = {
     "batch_norm_stats": (
         "(Tensor x, Tensor? weight, Tensor? bias, float eps) -> (Tensor, Tensor)",
         _fake_stats,
+    ),
+    "batch_norm_merge": (
+        "(Tensor parts, Tensor? weight, Tensor? bias, float eps) -> (Tensor, Tensor)",
+        _fake_merge,
     ),
     "batch_norm_affine": ("(Tensor moments, Tensor? weight, Tensor? bias, float eps) -> Tensor", _fake_affine),
     "batch_norm_act": (

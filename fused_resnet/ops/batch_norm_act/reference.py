@@ -33,6 +33,22 @@ def batch_norm_stats(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps:
     return moments, batch_norm_affine(moments, weight, bias, eps)
 
 
+def batch_norm_merge(parts: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> tuple[Tensor, Tensor]:
+    """Merge the statistics of R parts of a batch, [R, 2C + 1]: each one's ``mean``, ``M2 = Σ(x − mean)²`` and count m.
+
+    ``mean = Σ m_i·mean_i / m``, ``var = (Σ M2_i + Σ m_i·(mean_i − mean)²) / m``; a part may be empty.  Chan et al.,
+    "Updating formulae and a pairwise algorithm for computing sample variances", 1979.  Returns (moments [3, C], affine
+    [2, C] of :func:`batch_norm_affine`).
+    """
+    channels = parts.shape[1] // 2
+    means, m2, counts = parts.double().split((channels, channels, 1), dim=1)
+    count = counts.sum().clamp_min(1)
+    mean = (counts * means).sum(0) / count
+    var = (m2 + counts * (means - mean).square()).sum(0) / count
+    moments = torch.stack((mean, var, var * (count / (count - 1).clamp_min(1)))).to(parts.dtype)
+    return moments, batch_norm_affine(moments, weight, bias, eps)
+
+
 def batch_norm_affine(moments: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
     """Compute ``a = γ/√(var + eps)``, ``b = β − mean·a``; returns affine [2, C].
 

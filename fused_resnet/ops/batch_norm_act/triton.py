@@ -136,6 +136,38 @@ def _stats_kernel(
     tl.store(partial + (parts + part) * C + columns, m2.to(tl.float64), mask)
 
 
+@triton.jit
+def _store_merged(
+    means,
+    m2,
+    counts,
+    count,
+    inside,
+    moments,
+    affine,
+    weight,
+    bias,
+    C,
+    columns,
+    mask,
+    eps,
+    WEIGHT: tl.constexpr,
+    BIAS: tl.constexpr,
+):
+    """``mean = Σ m_i·mean_i / m``, ``var = (Σ M2_i + Σ m_i·(mean_i − mean)²) / m``; then the affine.
+
+    Chan et al., "Updating formulae and a pairwise algorithm for computing sample variances", 1979.
+    """
+    mean = tl.sum(means * counts, 0) / count
+    deviation = tl.where(inside, means - mean[None, :], 0.0)
+    var = tl.sum(m2 + counts * deviation * deviation, 0) / count
+    rounded_mean, rounded_var = mean.to(tl.float32), var.to(tl.float32)
+    tl.store(moments + columns, rounded_mean, mask)
+    tl.store(moments + C + columns, rounded_var, mask)
+    tl.store(moments + 2 * C + columns, (var * (count / tl.maximum(count - 1.0, 1.0))).to(tl.float32), mask)
+    _store_affine(affine, rounded_mean, rounded_var, weight, bias, C, columns, mask, eps, WEIGHT, BIAS)
+
+
 @triton.jit(do_not_specialize=["M", "parts", "rows_per_part", "eps"])
 def _finish_stats_kernel(
     partial,
@@ -153,10 +185,7 @@ def _finish_stats_kernel(
     BLOCK_P: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """Merge the parts: ``mean = Σ m_i·mean_i / m``, ``var = (Σ M2_i + Σ m_i·(mean_i − mean)²) / m``; then the affine.
-
-    Chan et al., "Updating formulae and a pairwise algorithm for computing sample variances", 1979.
-    """
+    """Merge the parts of one reduction; all but the last have ``rows_per_part`` of the M rows."""
     columns = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
     mask = columns < C
     part = tl.arange(0, BLOCK_P)
@@ -164,15 +193,37 @@ def _finish_stats_kernel(
     counts = tl.maximum(tl.minimum(M - part.to(tl.int64) * rows_per_part, rows_per_part), 0).to(tl.float64)[:, None]
     means = tl.load(partial + part[:, None] * C + columns[None, :], inside, 0.0)
     m2 = tl.load(partial + (parts + part)[:, None] * C + columns[None, :], inside, 0.0)
-    count = M.to(tl.float64)
-    mean = tl.sum(means * counts, 0) / count
-    deviation = tl.where(inside, means - mean[None, :], 0.0)
-    var = tl.sum(m2 + counts * deviation * deviation, 0) / count
-    rounded_mean, rounded_var = mean.to(tl.float32), var.to(tl.float32)
-    tl.store(moments + columns, rounded_mean, mask)
-    tl.store(moments + C + columns, rounded_var, mask)
-    tl.store(moments + 2 * C + columns, (var * (count / tl.maximum(count - 1.0, 1.0))).to(tl.float32), mask)
-    _store_affine(affine, rounded_mean, rounded_var, weight, bias, C, columns, mask, eps, WEIGHT, BIAS)
+    _store_merged(
+        means, m2, counts, M.to(tl.float64), inside, moments, affine, weight, bias, C, columns, mask, eps, WEIGHT, BIAS
+    )
+
+
+@triton.jit(do_not_specialize=["parts", "eps"])
+def _merge_kernel(
+    gathered,
+    weight,
+    bias,
+    moments,
+    affine,
+    C,
+    parts,
+    eps,
+    WEIGHT: tl.constexpr,
+    BIAS: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    """Merge parts that say what they are of: C means, C times M2, and a count each."""
+    columns = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
+    mask = columns < C
+    part = tl.arange(0, BLOCK_P)
+    inside = (part < parts)[:, None] & mask[None, :]
+    row = gathered + (part * (2 * C + 1))[:, None]
+    counts = tl.load(row + 2 * C, (part < parts)[:, None], 0.0).to(tl.float64)
+    means = tl.load(row + columns[None, :], inside, 0.0).to(tl.float64)
+    m2 = tl.load(row + C + columns[None, :], inside, 0.0).to(tl.float64)
+    count = tl.maximum(tl.sum(tl.sum(counts, 0), 0), 1.0)
+    _store_merged(means, m2, counts, count, inside, moments, affine, weight, bias, C, columns, mask, eps, WEIGHT, BIAS)
 
 
 @triton.jit(do_not_specialize=["eps"])
@@ -461,6 +512,17 @@ def merge_moments(
     _finish_stats_kernel[config.ceil_div(channels, MERGED_CHANNELS),](
         partial, weight, bias, moments, affine, rows, channels, parts, rows_per_part, eps,
         weight is not None, bias is not None, config.power_of_two(parts), MERGED_CHANNELS,
+    )  # fmt: skip
+    return moments, affine
+
+
+def batch_norm_merge(parts: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> tuple[Tensor, Tensor]:
+    """Merge the statistics of parts of a batch, [R, 2C + 1], into moments [3, C] and affine [2, C]."""
+    count, channels = parts.shape[0], parts.shape[1] // 2
+    moments, affine = (parts.new_empty(n, channels) for n in (3, 2))
+    _merge_kernel[config.ceil_div(channels, MERGED_CHANNELS),](
+        parts, weight, bias, moments, affine, channels, count, eps,
+        weight is not None, bias is not None, config.power_of_two(count), MERGED_CHANNELS,
     )  # fmt: skip
     return moments, affine
 
