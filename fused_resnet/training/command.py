@@ -223,11 +223,11 @@ def run_train(options: argparse.Namespace) -> int:
     try:
         status = train(options, world)
     except ContactLost as error:
-        complain(f"{error}; see docs/cluster.md")
-        return FAILED
-    # what one rank fails in alone, it leaves without a word to others that may wait for it elsewhere
-    if status in (DONE, BAD_INPUT):
-        world.leave()
+        complain(error)
+        status = FAILED
+    if status in (FAILED, INTERRUPTED):
+        return world.abandon(status)
+    world.leave()
     return status
 
 

@@ -5,6 +5,7 @@ that together they take the steps of a single process.
 """
 
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,6 +14,9 @@ from typing import TypeVar
 
 import torch
 import torch.distributed as dist
+
+# before there is a group: its functions' default arguments would keep that alive, beyond `World.leave` (torch 2.11)
+import torch.distributed.nn
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -81,15 +85,33 @@ class World:
                 f"with torchrun, or unset WORLD_SIZE to train in this one alone"
             )
         world = cls(*(int(os.environ[name]) for name in PLACE), *(int(os.environ.get(name, 0)) for name in RESTARTS))
+        if world.max_restarts > 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+            # the store outlives the processes, and so do the addresses of the dead in it: pytorch/pytorch#135712
+            raise ValueError(
+                "torchrun's --max-restarts needs TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 in the environment, and "
+                "--standalone or --rdzv-backend c10d: otherwise processes that start again look for those that are gone"
+            )
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
         with world.contact():
             dist.init_process_group(backend, timeout=timedelta(seconds=timeout))
         return world
 
     def leave(self) -> None:
-        """Part from the others in peace; after an error of one's own, simply exit: this may wait for them."""
+        """Part from the others in peace."""
         if self.world_size > 1:
             dist.destroy_process_group()
+
+    def abandon(self, status: int) -> int:
+        """Exit with a status at once; alone, return it.
+
+        The others may wait for this rank where it will not come: to destroy the group could wait for them, and an
+        interpreter that ends with gloo's threads alive may abort (torch 2.11).
+        """
+        if self.world_size > 1:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(status)
+        return status
 
     @property
     def first(self) -> bool:
