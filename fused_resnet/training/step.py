@@ -127,5 +127,6 @@ class GraphedStep:
         """Record the step without taking it."""
         self.step.optimizer.zero_grad()  # so that backward makes the gradients in the graph's own memory
         self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph, stream=self.stream):
+        # only this thread is watched: a loader's may pin memory meanwhile
+        with torch.cuda.graph(self.graph, stream=self.stream, capture_error_mode="thread_local"):
             self.totals = self.captured(self.images, self.labels)

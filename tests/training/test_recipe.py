@@ -10,7 +10,7 @@ from fused_resnet.training.device import resolve_device
     ("field", "value", "wanted"),
     [
         ("model", "resnet19", "one of resnet18, resnet34"),
-        ("data", "mnist", "one of digits, cifar10"),
+        ("data", "mnist", "one of digits, "),
         ("precision", "fp8", "one of fp32, bf16, fp16"),
         ("schedule", "plateau", "one of one-cycle, steps, cosine"),
         ("crop", "center", "one of scale, resized"),

@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch.amp.grad_scaler import GradScaler
 
-from fused_resnet.training import Trainer
+from fused_resnet.training import Recipe, Trainer
+from fused_resnet.training.optimizer import make_optimizer
 from fused_resnet.training.precision import Forward
 from fused_resnet.training.step import EagerStep
 
@@ -93,3 +94,18 @@ def test_a_run_in_parts_learns_as_one_in_whole_batches_does(tiny_recipe, tmp_pat
     for trainer in (whole, parts):
         trainer.run()
     assert parts.history[-1].train_loss == pytest.approx(whole.history[-1].train_loss, rel=0.2)
+
+
+@pytest.mark.parametrize(
+    ("device", "precision", "fused"), [("cuda", "bf16", True), ("cuda", "fp16", None), ("cpu", "fp32", None)]
+)
+def test_the_optimizer_is_fused_where_no_step_is_skipped(device, precision, fused):
+    optimizer = make_optimizer(Linear(), Recipe(precision=precision), torch.device(device))
+    assert optimizer.defaults["fused"] is fused
+
+
+def test_every_parameter_decays():
+    model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.BatchNorm1d(2))
+    (group,) = make_optimizer(model, Recipe(weight_decay=0.5), torch.device("cpu")).param_groups
+    assert len(group["params"]) == 4
+    assert group["weight_decay"] == 0.5
