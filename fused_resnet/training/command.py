@@ -13,15 +13,17 @@ import torch
 from fused_resnet import models
 from fused_resnet.engines import EngineError
 from fused_resnet.training import data
+from fused_resnet.training.distributed import ContactLost, World
 from fused_resnet.training.files import RunFolder
 from fused_resnet.training.loop import Trainer, TrainingDiverged
 from fused_resnet.training.precision import PRECISIONS
-from fused_resnet.training.recipe import SCHEDULES, Recipe
+from fused_resnet.training.recipe import SCHEDULES, Recipe, require
 from fused_resnet.training.recipes import RECIPES, named
 
 if TYPE_CHECKING:
     Subcommands = argparse._SubParsersAction[argparse.ArgumentParser]
 
+DONE, FAILED, BAD_INPUT = 0, 1, 2
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
 # what may change when a run goes on: no curve depends on it
@@ -43,6 +45,8 @@ examples:
   fused-resnet train --data folder --data-dir pictures --model torchvision:resnet18 --batch-size 64 --epochs 20
   fused-resnet train --data synthetic --model resnet50 --iterations 100     speed without loading
   fused-resnet train --resume runs/NAME                   continue an interrupted run to the same weights
+  torchrun --nproc-per-node 8 -m fused_resnet train --data imagenet --data-dir /data/ilsvrc --batch-size 2048 --lr 0.8
+                                                          on 8 GPUs, 256 images of each batch on each (docs/cluster.md)
 
 A run folder holds checkpoint.pt (all that --resume needs, replaced whole), metrics.csv (a row for each epoch; errors
 are fractions), curves.png and config.json.
@@ -106,7 +110,12 @@ def add_recipe(parser: argparse.ArgumentParser) -> None:
     length("--iterations", type=int, metavar="N", help="length of the run in steps instead")
 
     how = parser.add_argument_group("optimization").add_argument
-    how("--batch-size", type=int, metavar="N", help=f"images of a step (default: {default.batch_size})")
+    how(
+        "--batch-size",
+        type=int,
+        metavar="N",
+        help=f"images of a step, of all processes together (default: {default.batch_size})",
+    )
     how(
         "--accumulate",
         type=int,
@@ -165,6 +174,14 @@ def add_recipe(parser: argparse.ArgumentParser) -> None:
     machine("--contiguous", dest="channels_last", action="store_false", help="store activations NCHW instead of NHWC")
     machine("--compile", action="store_true", help="under torch.compile")
     machine("--cuda-graph", action="store_true", help="replay a captured step; needs a GPU")
+    machine("--sync-batch-norm", action="store_true", help="under torchrun: batch norm over the batch of all processes")
+    machine(
+        "--timeout",
+        type=float,
+        metavar="SECONDS",
+        default=300.0,
+        help="under torchrun: how long a process waits for another before it gives up (default: %(default)g)",
+    )
     machine("--threads", type=int, metavar="N", help="CPU threads (default: PyTorch's choice)")
     machine("--workers", type=int, metavar="N", help="processes that decode image files (default: one for each core)")
     machine(
@@ -197,40 +214,72 @@ def listing(names: Sequence[str], default: str) -> str:
 
 
 def run_train(options: argparse.Namespace) -> int:
+    """Train, alone or as one of torchrun's processes."""
+    try:
+        world = World.join(options.timeout)
+    except (ValueError, ContactLost) as error:
+        complain(error)
+        return BAD_INPUT
+    try:
+        status = train(options, world)
+    except ContactLost as error:
+        complain(error)
+        status = FAILED
+    if status in (FAILED, INTERRUPTED):
+        return world.abandon(status)
+    world.leave()
+    return status
+
+
+def train(options: argparse.Namespace, world: World) -> int:
     """Train, and say where the result is."""
     try:
-        trainer = make_trainer(options)
+        with world.contact():
+            trainer = make_trainer(options, world)
     except (ValueError, OSError, ImportError, EngineError) as error:
-        print(f"fused-resnet train: error: {error}", file=sys.stderr)
-        return 2
+        if world.first:  # they have agreed
+            complain(error)
+        return BAD_INPUT
 
     recipe, path = trainer.recipe, trainer.folder.path
     blocks = f"fused blocks (engine {trainer.engine})" if recipe.fuse else "stock blocks"
-    print(
-        f"{recipe.model} on {recipe.data}, {blocks}, {recipe.precision}, on {trainer.device}; run folder {path}",
-        flush=True,
-    )
+    ranks = f", {world.world_size} ranks" if world.world_size > 1 else ""
+    if world.first:
+        print(
+            f"{recipe.model} on {recipe.data}, {blocks}, {recipe.precision}, on {trainer.device}{ranks}; "
+            f"run folder {path}",
+            flush=True,
+        )
     torch.backends.cudnn.benchmark = True  # every batch has the same shape
     resume_hint = f"continue with: fused-resnet train --resume {path}"
     try:
-        trainer.run()
+        with world.contact():
+            trainer.run()
     except KeyboardInterrupt:
-        print(f"\ninterrupted; {trainer.folder.checkpoint} holds {progress(trainer.folder)}; {resume_hint}")
+        if world.first:
+            print(f"\ninterrupted; {trainer.folder.checkpoint} holds {progress(trainer.folder)}; {resume_hint}")
         return INTERRUPTED
     except TrainingDiverged as error:
-        print(f"fused-resnet train: error: {error}", file=sys.stderr)
-        return 1
-    except OSError as error:
-        print(f"fused-resnet train: error: {error}; the last checkpoint is whole; {resume_hint}", file=sys.stderr)
-        return 1
+        if world.first:
+            complain(error)
+        return FAILED
+    except (OSError, ContactLost) as error:
+        complain(f"{error}; the last checkpoint is whole; {resume_hint}")
+        return FAILED
 
-    folder, test_error = trainer.folder, trainer.history[-1].test_error
-    files = ", ".join(file.name for file in (folder.metrics, folder.curves, folder.config, folder.checkpoint))
-    print(f"test error {test_error:.2%} after {trainer.epochs} epochs; {files} in {path}")
-    return 0
+    if world.first:
+        folder, test_error = trainer.folder, trainer.history[-1].test_error
+        files = ", ".join(file.name for file in (folder.metrics, folder.curves, folder.config, folder.checkpoint))
+        print(f"test error {test_error:.2%} after {trainer.epochs} epochs; {files} in {path}")
+    return DONE
 
 
-def make_trainer(options: argparse.Namespace) -> Trainer:
+def complain(error: object) -> None:
+    """Print an error in one line."""
+    print(f"fused-resnet train: error: {error}", file=sys.stderr, flush=True)
+
+
+def make_trainer(options: argparse.Namespace, world: World) -> Trainer:
     """Start or resume the run that the options ask for."""
     fields = {field.name for field in dataclasses.fields(Recipe)}
     given = {name: value for name, value in vars(options).items() if name in fields}
@@ -238,11 +287,22 @@ def make_trainer(options: argparse.Namespace) -> Trainer:
         refused = sorted({*given, *(["recipe"] if options.recipe else [])} - {*WITH_RESUME})
         if refused:
             raise ValueError(f"--resume keeps the run's own recipe: leave out {', '.join(map(option, refused))}")
-        return Trainer.resume(options.resume, **given)
+        return Trainer.resume(options.resume, world, **given)
     recipe = named(options.recipe, **given)
+    path = world.of_first(options.out or default_folder(recipe))
+    if world.max_restarts > 0:
+        named_folder = options.out is not None
+        require(
+            "out", options.out, named_folder, "named where torchrun has --max-restarts, to go on from what is there"
+        )
+        if world.restarts > 0 and world.of_first(RunFolder(path).checkpoint.exists()):
+            machine = {name: value for name, value in given.items() if name in WITH_RESUME}
+            return Trainer.resume(path, world, **machine)
     if options.download:
-        data.download(recipe.data, recipe.data_folder)
-    return Trainer.start(recipe, options.out or default_folder(recipe))
+        with world.agreement():
+            if world.first:
+                data.download(recipe.data, recipe.data_folder)
+    return Trainer.start(recipe, path, world)
 
 
 def progress(folder: RunFolder) -> str:

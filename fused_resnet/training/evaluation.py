@@ -20,7 +20,12 @@ class Evaluation:
 
 
 @torch.no_grad()
-def evaluate(forward: Callable[[Tensor], Tensor], batches: Iterable[tuple[Tensor, Tensor]]) -> Evaluation:
+def evaluate(
+    forward: Callable[[Tensor], Tensor],
+    batches: Iterable[tuple[Tensor, Tensor]],
+    *,
+    total: Callable[[Tensor], Tensor] = lambda sums: sums,
+) -> Evaluation:
     """Compare a network's predictions with the labels.
 
     Parameters
@@ -30,17 +35,19 @@ def evaluate(forward: Callable[[Tensor], Tensor], batches: Iterable[tuple[Tensor
     batches : iterable of (Tensor, Tensor)
         Views [N, V, C, H, W] of N images, whose probabilities are averaged over the V views (Krizhevsky et al. 2012,
         section 4.1), and labels [N].
+    total : callable
+        Adds up sums, float64 [4], over the processes among which the images are divided; some may have none.
     """
-    sums, images = [], 0
+    sums = []
     for views, labels in batches:
         log_p = log_probabilities(forward, views)
         ranked = log_p.topk(min(5, log_p.shape[1])).indices == labels[:, None]
         right = torch.stack((ranked[:, 0].sum(), ranked.sum()))
         loss = F.nll_loss(log_p, labels, reduction="sum").double()
-        sums.append(torch.cat((loss[None], len(labels) - right)))
-        images += len(labels)
-    mean_loss, top1, top5 = (torch.stack(sums).sum(0) / images).tolist()
-    return Evaluation(images, mean_loss, top1, top5)
+        sums.append(torch.cat((loss[None], len(labels) - right, right.new_tensor([len(labels)]))))
+    own = torch.stack(sums).sum(0).cpu() if sums else torch.zeros(4, dtype=torch.float64)
+    loss_sum, wrong, wrong_of_five, images = total(own).tolist()
+    return Evaluation(int(images), loss_sum / images, wrong / images, wrong_of_five / images)
 
 
 def log_probabilities(forward: Callable[[Tensor], Tensor], views: Tensor) -> Tensor:

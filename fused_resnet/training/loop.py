@@ -6,13 +6,15 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
+from torch.nn.parallel import DistributedDataParallel
 
 from fused_resnet import engines
 from fused_resnet.atomic import replacing
@@ -20,7 +22,8 @@ from fused_resnet.environment import environment
 from fused_resnet.surgery import fuse
 from fused_resnet.training import data
 from fused_resnet.training.curves import draw_curves
-from fused_resnet.training.device import resolve_device
+from fused_resnet.training.data.order import seeded
+from fused_resnet.training.distributed import World
 from fused_resnet.training.evaluation import evaluate
 from fused_resnet.training.extras import require_extras
 from fused_resnet.training.files import CheckpointError, EpochMetrics, RunFolder
@@ -30,6 +33,11 @@ from fused_resnet.training.precision import DTYPES, Forward, memory_format
 from fused_resnet.training.recipe import Recipe, require
 from fused_resnet.training.schedule import make_scheduler
 from fused_resnet.training.step import EagerStep, GraphedStep, Step
+
+ALONE = World()
+
+# in a generator's key, behind (seed, rank, iteration)
+NOISE = 2
 
 
 class TrainingDiverged(ArithmeticError):
@@ -57,6 +65,8 @@ class Trainer:
         What is trained, and how.
     folder : RunFolder
         Where the run's files go.
+    world : World
+        The processes that share the run.
 
     Raises
     ------
@@ -68,13 +78,41 @@ class Trainer:
         An extra package is missing.
     """
 
-    def __init__(self, recipe: Recipe, folder: RunFolder) -> None:
-        require_extras(recipe.data, run=True)
+    def __init__(self, recipe: Recipe, folder: RunFolder, world: World = ALONE) -> None:
         self.recipe = recipe
         self.folder = folder
-        self.device = resolve_device(recipe.device)
+        self.world = world
+        with world.agreement():
+            self.prepare()
+        self.optimizer = make_optimizer(self.model, recipe, self.device)
+        self.scheduler = make_scheduler(self.optimizer, recipe, self.steps)
+        self.scaler = GradScaler(self.device.type, enabled=recipe.precision == "fp16")
+        self.forward = self.make_forward(self.model)
+        # synchronized statistics are the same on every rank as they are
+        trained = world.parallel(self.model, broadcast_buffers=not recipe.sync_batch_norm)
+        step = EagerStep(
+            self.make_forward(trained),
+            self.optimizer,
+            self.scaler,
+            accumulate=recipe.accumulate,
+            label_smoothing=recipe.label_smoothing,
+            no_sync=trained.no_sync if isinstance(trained, DistributedDataParallel) else nullcontext,
+        )
+        self.step: Step = GraphedStep(step) if recipe.cuda_graph else step
+
+        self.history: list[EpochMetrics] = []
+        self.progress = self.next_epoch()
+        self.saved = time.monotonic()
+        self.draw_apart()
+
+    def prepare(self) -> None:
+        """Make what needs this machine: device, data and model."""
+        recipe, world = self.recipe, self.world
+        require_extras(recipe.data, run=True)
+        self.device = world.device(recipe.device)
         on_gpu = self.device.type == "cuda"
         require("cuda_graph", recipe.cuda_graph, on_gpu or not recipe.cuda_graph, f"off: the device is {self.device}")
+        world.check(recipe, self.device)
         if recipe.threads is not None:
             torch.set_num_threads(recipe.threads)
 
@@ -84,6 +122,7 @@ class Trainer:
             image_size=recipe.image_size,
             workers=recipe.workers,
             device=self.device,
+            sharing=world.local_world_size,
         )
         size = self.data.train_size
         self.steps_per_epoch = size // recipe.batch_size
@@ -96,30 +135,20 @@ class Trainer:
             recipe.model, channels=self.data.channels, num_classes=self.data.num_classes, shortcut=recipe.shortcut
         )
         self.model.to(self.device).to(memory_format=memory_format(recipe.channels_last))  # type: ignore[call-overload]
+        if recipe.sync_batch_norm and world.world_size > 1:
+            self.model = nn.SyncBatchNorm.convert_sync_batchnorm(self.model)
         self.engine: str | None = None  # that serves the fused blocks
         if recipe.fuse:
             fuse(self.model, engine=recipe.engine, memory=recipe.memory, chain=recipe.chain)
             self.engine = engines.choose(recipe.engine, self.device.type, DTYPES[recipe.precision])
-        self.optimizer = make_optimizer(self.model, recipe, self.device)
-        self.scheduler = make_scheduler(self.optimizer, recipe, self.steps)
-        self.scaler = GradScaler(self.device.type, enabled=recipe.precision == "fp16")
-        model = torch.compile(self.model) if recipe.compile else self.model
-        self.forward = Forward(model, recipe.precision, recipe.channels_last)
-        step = EagerStep(
-            self.forward,
-            self.optimizer,
-            self.scaler,
-            accumulate=recipe.accumulate,
-            label_smoothing=recipe.label_smoothing,
-        )
-        self.step: Step = GraphedStep(step) if recipe.cuda_graph else step
 
-        self.history: list[EpochMetrics] = []
-        self.progress = self.next_epoch()
-        self.saved = time.monotonic()
+    def make_forward(self, model: nn.Module) -> Forward:
+        """Return the recipe's forward pass of a model."""
+        recipe = self.recipe
+        return Forward(torch.compile(model) if recipe.compile else model, recipe.precision, recipe.channels_last)
 
     @classmethod
-    def start(cls, recipe: Recipe, path: Path) -> "Trainer":
+    def start(cls, recipe: Recipe, path: Path, world: World = ALONE) -> "Trainer":
         """Begin a run in a new or empty folder, and keep its state there before the first step.
 
         Raises
@@ -130,32 +159,42 @@ class Trainer:
             The folder cannot be made or written.
         """
         folder = RunFolder(path)
-        if folder.checkpoint.exists():
-            raise FileExistsError(
-                f"{path} already holds a run: continue it with --resume {path}, or choose another folder"
-            )
-        trainer = cls(recipe, folder)
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-            folder.write_config(
-                {
-                    "recipe": dataclasses.asdict(recipe),
-                    "environment": {**environment(trainer.device), "engine": trainer.engine},
-                }
-            )
-            trainer.save()
-        except OSError as error:
-            raise OSError(f"cannot write the run folder {path}: {error.strerror}; choose another with --out") from error
+        with world.agreement():
+            if world.first and folder.checkpoint.exists():
+                raise FileExistsError(
+                    f"{path} already holds a run: continue it with --resume {path}, or choose another folder"
+                )
+        trainer = cls(recipe, folder, world)
+        with world.agreement():
+            if world.first:
+                trainer.open_folder()
         return trainer
 
+    def open_folder(self) -> None:
+        """Write the first files of a run."""
+        path, here = self.folder.path, environment(self.device)
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            self.folder.write_config(
+                {
+                    "recipe": dataclasses.asdict(self.recipe),
+                    "environment": {**here, "engine": self.engine, "ranks": self.world.world_size},
+                }
+            )
+            self.save()
+        except OSError as error:
+            raise OSError(f"cannot write the run folder {path}: {error.strerror}; choose another with --out") from error
+
     @classmethod
-    def resume(cls, path: Path, **machine: Any) -> "Trainer":
+    def resume(cls, path: Path, world: World = ALONE, **machine: Any) -> "Trainer":
         """Continue a run from its checkpoint: the curve is the one that it would have had without the break.
 
         Parameters
         ----------
         path : Path
-            The run's folder.
+            The run's folder; rank 0 reads it.
+        world : World
+            The processes that share the run from here on; they may be more or fewer than before.
         **machine
             Fields of the recipe that no curve depends on, such as ``workers``.
 
@@ -167,8 +206,12 @@ class Trainer:
             The checkpoint is of no use.
         """
         folder = RunFolder(path)
-        state = folder.read_checkpoint()
-        trainer = cls(dataclasses.replace(Recipe(**state["recipe"]), **machine), folder)
+        state: dict[str, Any] = {}
+        with world.agreement():
+            if world.first:
+                state = folder.read_checkpoint()
+        state = world.of_first(state)
+        trainer = cls(dataclasses.replace(Recipe(**state["recipe"]), **machine), folder, world)
         try:
             trainer.load_state_dict(state)
         except (KeyError, RuntimeError) as error:
@@ -204,6 +247,12 @@ class Trainer:
         torch.set_rng_state(state["cpu_rng"])
         if self.device.type == "cuda" and state["cuda_rng"] is not None:
             torch.cuda.set_rng_state(state["cuda_rng"], self.device)
+        self.draw_apart()
+
+    def draw_apart(self) -> None:
+        """Let every rank drop activations of its own; what is saved are rank 0's random numbers."""
+        if self.world.rank > 0:
+            torch.manual_seed(seeded(self.recipe.seed, self.world.rank, self.iteration, NOISE).initial_seed())
 
     @property
     def iteration(self) -> int:
@@ -239,21 +288,25 @@ class Trainer:
                 row = self.run_epoch(epoch)
                 self.history.append(row)
                 self.progress = self.next_epoch()
-                # first: if only this is written, the epoch is run and written again
-                self.folder.write_metrics(self.history)
-                self.save()
-                (report or self.print_epoch)(row)
+                if self.world.first:
+                    # first: if only this is written, the epoch is run and written again
+                    self.folder.write_metrics(self.history)
+                    self.save()
+                    (report or self.print_epoch)(row)
+        if not self.world.first:
+            return
         with replacing(self.folder.curves) as file:
             title = f"{self.recipe.model} on {self.recipe.data}, {'fused' if self.recipe.fuse else 'stock'} blocks"
             draw_curves(self.history, title, file)
 
     def print_epoch(self, row: EpochMetrics) -> None:
         """Print a line of an epoch."""
+        speed, ranks = row.images_per_second, self.world.world_size
         print(
             f"epoch {row.epoch:3d}/{self.epochs}   lr {row.lr:.4f}   "
             f"train loss {row.train_loss:.4f} error {row.train_error:7.2%}   "
             f"test loss {row.test_loss:.4f} error {row.test_error:7.2%}   "
-            f"{row.images_per_second:.0f} images/s",
+            f"{speed:.0f} images/s" + (f", {speed / ranks:.0f} a rank" if ranks > 1 else ""),
             flush=True,
         )
 
@@ -261,8 +314,10 @@ class Trainer:
         """Take the epoch's steps that are left, then test."""
         train_loss, train_error = self.train(epoch)
         progress, start = self.progress, time.perf_counter()
+        self.world.share_buffers(self.model)
         self.model.eval()
-        test = evaluate(self.forward, self.data.test_batches(self.recipe.batch_size, crops=1))
+        images = self.data.test_batches(self.recipe.batch_size // self.world.world_size, 1, self.world.share)
+        test = evaluate(self.forward, images, total=self.world.sum)
         return EpochMetrics(
             epoch=epoch,
             iteration=self.iteration,
@@ -279,7 +334,7 @@ class Trainer:
         """Take one step a batch, with a progress bar on a terminal; return the epoch's mean loss and error."""
         from tqdm import tqdm
 
-        recipe, progress = self.recipe, self.progress
+        recipe, progress, world = self.recipe, self.progress, self.world
         order = data.epoch_order(self.data.train_size, recipe.batch_size, recipe.seed, epoch)
         order = order[progress.steps : progress.steps + self.steps - self.iteration]
         progress.totals = progress.totals.to(self.device)
@@ -293,18 +348,20 @@ class Trainer:
             leave=False,
             dynamic_ncols=True,
             file=sys.stdout,
-            disable=not sys.stdout.isatty(),
+            disable=not (world.first and sys.stdout.isatty()),
         ) as bar:
-            for images, labels in self.data.train_batches(order, recipe.augmentation, recipe.seed, epoch):
-                progress.totals += self.step(images, labels)
+            for images, labels in self.data.train_batches(
+                world.columns(order), recipe.augmentation, recipe.seed, epoch
+            ):
+                progress.totals += world.sum(self.step(images, labels))
                 self.scheduler.step()
                 progress.steps += 1
 
-                bar.update(len(labels))
+                bar.update(recipe.batch_size)
                 if progress.steps % 10 == 0 and not bar.disable:
                     loss, error = self.mean_so_far()
                     bar.set_postfix_str(f"loss {loss:.4f}, error {error:.2%}", refresh=False)
-                if time.monotonic() - self.saved > 60 * recipe.checkpoint_minutes:
+                if world.first and time.monotonic() - self.saved > 60 * recipe.checkpoint_minutes:
                     self.mean_so_far()
                     progress.seconds = time.perf_counter() - start
                     self.save()

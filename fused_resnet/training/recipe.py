@@ -67,6 +67,8 @@ class Recipe:
         Whether the model runs under ``torch.compile``.
     cuda_graph : bool
         Whether a whole step is captured into a CUDA graph and replayed; needs a GPU.
+    sync_batch_norm : bool
+        Whether batch norm sees the whole batch where it is divided among processes; otherwise each its part.
     threads : int, optional
         Of the CPU; PyTorch's own choice by default.
     workers : int, optional
@@ -110,6 +112,7 @@ class Recipe:
     chain: str = "auto"
     compile: bool = False
     cuda_graph: bool = False
+    sync_batch_norm: bool = False
     threads: int | None = None
     workers: int | None = None
     checkpoint_minutes: float = 10.0

@@ -1,6 +1,8 @@
 """One step of training: forward, backward, and the optimizer's move."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -28,6 +30,8 @@ class EagerStep:
         Parts that a batch is computed in.
     label_smoothing : float
         Of the cross entropy.
+    no_sync : callable
+        Returns a context whose backward leaves it to a later part to add up gradients over processes.
     """
 
     def __init__(
@@ -38,12 +42,14 @@ class EagerStep:
         *,
         accumulate: int,
         label_smoothing: float,
+        no_sync: Callable[[], AbstractContextManager[Any]] = nullcontext,
     ) -> None:
         self.forward = forward
         self.optimizer = optimizer
         self.scaler = scaler
         self.accumulate = accumulate
         self.label_smoothing = label_smoothing
+        self.no_sync = no_sync
 
     def __call__(self, images: Tensor, labels: Tensor) -> Tensor:
         """Take the step."""
@@ -55,10 +61,12 @@ class EagerStep:
         """Compute the gradient of the batch's mean loss, part by part."""
         self.optimizer.zero_grad()
         totals = torch.zeros(2, dtype=torch.float64, device=images.device)
-        for part, part_labels in zip(images.chunk(self.accumulate), labels.chunk(self.accumulate), strict=True):
-            logits = self.forward(part)
-            loss = F.cross_entropy(logits, part_labels, label_smoothing=self.label_smoothing)
-            self.scaler.scale(loss * (len(part) / len(images))).backward()
+        parts = zip(images.chunk(self.accumulate), labels.chunk(self.accumulate), strict=True)
+        for number, (part, part_labels) in enumerate(parts, start=1):
+            with self.no_sync() if number < self.accumulate else nullcontext():
+                logits = self.forward(part)
+                loss = F.cross_entropy(logits, part_labels, label_smoothing=self.label_smoothing)
+                self.scaler.scale(loss * (len(part) / len(images))).backward()
             wrong = (logits.argmax(1) != part_labels).sum()
             totals += torch.stack((loss.detach() * len(part), wrong))
         return totals

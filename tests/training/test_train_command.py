@@ -38,7 +38,7 @@ def test_every_field_of_the_recipe_is_an_option_and_its_default_is_shown(capsys)
 def test_options_are_the_fields_of_the_recipe(monkeypatch, tmp_path, capsys):
     asked = []
 
-    def start(recipe, path):
+    def start(recipe, path, world):
         asked.append(recipe)
         raise ValueError("asked")
 

@@ -39,7 +39,13 @@ def default_folder(name: str) -> Path:
 
 
 def load(
-    name: str, folder: Path | None = None, *, image_size: int = 224, workers: int | None = None, device: torch.device
+    name: str,
+    folder: Path | None = None,
+    *,
+    image_size: int = 224,
+    workers: int | None = None,
+    device: torch.device,
+    sharing: int = 1,
 ) -> Source:
     """Return a data set by its name, one of `names`.
 
@@ -57,6 +63,8 @@ def load(
         Processes that decode files.
     device : torch.device
         Where batches go.
+    sharing : int
+        How many processes of a run share this machine's cores.
 
     Raises
     ------
@@ -74,7 +82,7 @@ def load(
         case "cifar10" | "cifar100":
             return load_cifar(name, folder, device)
         case "imagenet" | "folder":
-            return Folders(name, folder, image_size=image_size, workers=workers, device=device)
+            return Folders(name, folder, image_size=image_size, workers=workers, device=device, sharing=sharing)
         case "synthetic":
             return Synthetic(image_size=image_size, device=device)
     raise ValueError(f"data must be one of {', '.join(NAMES)}; got {name!r}")

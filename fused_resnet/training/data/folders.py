@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Subset
 
 from fused_resnet.training.data.order import seeded
 from fused_resnet.training.data.source import Augmentation, standardize
@@ -43,6 +43,8 @@ class Folders:
         Processes that decode; 0 decodes in this one. One for each core by default.
     device : torch.device
         Where batches go.
+    sharing : int
+        How many processes of a run share this machine's cores; by default each takes its part for its workers.
 
     Raises
     ------
@@ -52,11 +54,14 @@ class Folders:
 
     channels = 3
 
-    def __init__(self, name: str, folder: Path, *, image_size: int, workers: int | None, device: torch.device) -> None:
+    def __init__(
+        self, name: str, folder: Path, *, image_size: int, workers: int | None, device: torch.device, sharing: int = 1
+    ) -> None:
         self.name = name
         self.folder = folder
         self.image_size = image_size
-        self.workers = min(len(os.sched_getaffinity(0)), MOST_WORKERS) if workers is None else workers
+        cores = len(os.sched_getaffinity(0))
+        self.workers = min(max(cores // sharing, 1), MOST_WORKERS) if workers is None else workers
         self.device = device
         self.mean, self.std = (torch.tensor(values, device=device)[:, None, None] for values in (MEAN, STD))
 
@@ -115,10 +120,10 @@ class Folders:
         for views, labels in self.loader(images, batch_sampler=batches.tolist()):
             yield self.place(views), labels.to(self.device, non_blocking=True)
 
-    def test_batches(self, batch_size: int, crops: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield all test images in order, as views [B, crops, 3, H, W], and labels [B]."""
+    def test_batches(self, batch_size: int, crops: int, share: slice = slice(None)) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield a share of the test images in order, as views [B, crops, 3, H, W], and labels [B]."""
         self.test.transform = test_transform(self.image_size, crops)
-        for views, labels in self.loader(self.test, batch_size=batch_size):
+        for views, labels in self.loader(Subset(self.test, range(self.test_size)[share]), batch_size=batch_size):
             yield self.place(views), labels.to(self.device, non_blocking=True)
 
     def place(self, images: Tensor) -> Tensor:

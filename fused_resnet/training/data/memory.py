@@ -69,12 +69,13 @@ class InMemory:
                 images = torch.where(mirrored[chosen, None, None, None], images.flip(3), images)
             yield images, self.train_labels[chosen]
 
-    def test_batches(self, batch_size: int, crops: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield all test images in order, as views [B, crops, C, H, W], and labels [B].
+    def test_batches(self, batch_size: int, crops: int, share: slice = slice(None)) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield a share of the test images in order, as views [B, crops, C, H, W], and labels [B].
 
         An image is its own single view, as the paper tests on CIFAR-10; ten crops are its corners, padded by an eighth.
         """
-        for images, labels in zip(self.test_images.split(batch_size), self.test_labels.split(batch_size), strict=True):
+        test_images, test_labels = self.test_images[share], self.test_labels[share]
+        for images, labels in zip(test_images.split(batch_size), test_labels.split(batch_size), strict=True):
             images = standardize(images, self.mean, self.std)
             yield images.unsqueeze(1) if crops == 1 else ten_crops(images, self.padding), labels
 

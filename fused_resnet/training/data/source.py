@@ -59,8 +59,8 @@ class Source(Protocol):
         What chance does to an image depends on (seed, epoch, index) alone.
         """
 
-    def test_batches(self, batch_size: int, crops: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield all test images in order, as views [B, crops, C, H, W], and labels [B]; the last batch may be smaller.
+    def test_batches(self, batch_size: int, crops: int, share: slice = slice(None)) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield a share of the test images in order, as views [B, crops, C, H, W], and labels [B]; last maybe fewer.
 
         Ten crops are the four corners and the center of an image and of its mirror image (Krizhevsky et al. 2012).
         """

@@ -36,10 +36,12 @@ class Synthetic:
         for chosen in batches:
             yield self.draw(len(chosen), seed, epoch, int(chosen[0]))
 
-    def test_batches(self, batch_size: int, crops: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield all test images in order, as views [B, crops, 3, H, W], and labels [B]."""
-        for first in range(0, self.test_size, batch_size):
-            images, labels = self.draw(min(batch_size, self.test_size - first), first)
+    def test_batches(self, batch_size: int, crops: int, share: slice = slice(None)) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield a share of the test images in order, as views [B, crops, 3, H, W], and labels [B]."""
+        indices = range(self.test_size)[share]
+        for first in range(0, len(indices), batch_size):
+            chosen = indices[first : first + batch_size]
+            images, labels = self.draw(len(chosen), chosen[0])
             yield images.unsqueeze(1).expand(-1, crops, -1, -1, -1), labels
 
     def draw(self, count: int, *key: int) -> tuple[Tensor, Tensor]:
