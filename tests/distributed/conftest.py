@@ -14,9 +14,8 @@ import torch.multiprocessing
 
 LIMIT = 120  # seconds
 
-# ranks fork from a process that has imported once what takes seconds, and has run nothing; the setting of determinism
-# imports the compiler's
-multiprocessing.set_forkserver_preload(["torch", "torch._inductor.config", "fused_resnet", "pytest"])
+# ranks fork from a process that has imported once what takes seconds, and has run nothing
+multiprocessing.set_forkserver_preload(["torch", "torch._dynamo", "fused_resnet", "pytest"])
 
 
 def run_rank(rank: int, world_size: int, folder: Path, claim: Callable[..., Any], args: tuple[Any, ...]) -> None:
