@@ -523,6 +523,12 @@ def _residual(residual: Tensor, shape: torch.Size, dtype: torch.dtype, padding: 
 
 
 def _as(gradient: Any, parameter: Any) -> Tensor:
-    """``gradient`` in the dtype of ``parameter``."""
+    """``gradient`` in the dtype of ``parameter``, and in its strides where they are the same memory's.
+
+    The stride of a side of one element means nothing, but DistributedDataParallel compares it.
+    """
     result: Tensor = gradient if gradient.dtype == parameter.dtype else gradient.to(parameter.dtype)
+    theirs, strides = result.stride(), parameter.stride()
+    if theirs != strides and all(a == b or n == 1 for a, b, n in zip(theirs, strides, parameter.shape, strict=True)):
+        result = result.as_strided(parameter.shape, strides)
     return result

@@ -100,17 +100,17 @@ def load_cuda_library() -> str | None:
     if reason := _why_no_gpu():
         return reason
     built = build_record().get("cuda", {})
-    if built and built["version"].split(".")[0] != str(torch.version.cuda).split(".")[0]:
+    needed = str(torch.version.cuda).split(".")[0]
+    if built and built["version"].split(".")[0] != needed:
         return (
             f"{CUDA_LIBRARY.name} was built with CUDA {built['version']}, torch with {torch.version.cuda}: "
-            "install this package again in this environment"
+            f"install the wheel with +cu{needed} in its name, or from the source in this environment"
         )
-    capability = torch.cuda.get_device_capability()
-    if built and not has_code_for(capability, built["architectures"]):
-        major, minor = capability
+    major, minor = torch.cuda.get_device_capability()
+    if built and not has_code_for((major, minor), built["architectures"]):
         return (
             f"{CUDA_LIBRARY.name} has no code for sm_{major}{minor} (built for {built['architectures']}): "
-            f"install this package again with TORCH_CUDA_ARCH_LIST={major}.{minor}"
+            f"install from the source with TORCH_CUDA_ARCH_LIST={major}.{minor}"
         )
     return _load(CUDA_LIBRARY)
 
@@ -152,7 +152,7 @@ def _why_no_gpu() -> str | None:
 
 def _load(library: Path) -> str | None:
     if not library.exists():
-        reason = build_record().get("left_out", "this installation was made without it")
+        reason = build_record().get("left_out") or "this installation was made without it"
         return f"the native library {library.name} is missing: {reason}"
     try:
         torch.ops.load_library(str(library))
@@ -162,7 +162,7 @@ def _load(library: Path) -> str | None:
 
 
 def build_record() -> dict[str, Any]:
-    """Return what the native build wrote down about itself: compiler, instruction sets, what was left out and why."""
-    path = PACKAGE / "_build.json"
+    """Return what the build wrote down about itself: versions, flags, architectures, what was left out and why."""
+    path = PACKAGE / "build_info.json"
     record: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
     return record

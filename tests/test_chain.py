@@ -218,6 +218,15 @@ def test_a_shortcut_of_another_tensor_is_part_of_the_chain(chains_run):
     assert [signature[1] for signature in chains_run] == [((2, 2), 4, 4)]
 
 
+@pytest.mark.parametrize("memory", ["fast", "lean"])
+@pytest.mark.parametrize("name", ["bottleneck, projection", "bottleneck, stride 2"])
+def test_gradients_have_stocks_strides_also_where_a_side_is_one(name, memory):
+    """DistributedDataParallel compares strides that mean nothing."""
+    model = make(name).to(memory_format=torch.channels_last)
+    fused_resnet.fuse(model, memory=memory)(images(model)).sum().backward()
+    assert [p.grad.stride() for p in model.parameters()] == [p.stride() for p in model.parameters()]
+
+
 @pytest.mark.parametrize("weights", [torch.channels_last, torch.contiguous_format], ids=str)
 @pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format], ids=str)
 def test_gradients_come_back_in_the_parameters_strides(layout, weights):

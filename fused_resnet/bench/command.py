@@ -84,13 +84,14 @@ def add_bench(subcommands: "Subcommands") -> None:
         help=f"{', '.join(SUITES)}, {ALL} or {REPORT} (default: {' '.join(DEFAULT_SUITES)})",
     )
 
+    residual = [name for name in models.names() if name.startswith("resnet")]  # what suites count are their blocks
     what = parser.add_argument_group("what").add_argument
     what(
         "--model",
         nargs="+",
-        choices=models.names(),
+        choices=residual,
         metavar="NAME",
-        help=f"networks: {', '.join(models.names())} (default: {' '.join(default.models)})",
+        help=f"networks: {', '.join(residual)} (default: {' '.join(default.models)})",
     )
     what(
         "--peers",

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
 
 
 def load_weights(model: nn.Module, name: str, weights: str | PathLike[str]) -> None:
@@ -19,8 +20,9 @@ def load_weights(model: nn.Module, name: str, weights: str | PathLike[str]) -> N
     name : str
         Of the model, by which torchvision's weights are found.
     weights : str or path
-        A file that holds a state_dict, alone or under the key ``"model"``, as ``fused-resnet train`` and torchvision's
-        references write it; no code that it may hold is run. Or the name of torchvision's weights for this model, as
+        A file that holds a state_dict, alone or under the key ``"model"`` or ``"state_dict"``, as ``fused-resnet
+        train`` and most training scripts write it, also from a model under DDP or ``torch.compile``; no code that it
+        may hold is run. Or the name of torchvision's weights for this model, as
         ``"IMAGENET1K_V2"`` or ``"DEFAULT"``, which torchvision downloads once. Those are of bottlenecks that stride in
         their 3x3: a model with ``stride_in_1x1`` would take them, too, and compute another function.
 
@@ -50,12 +52,15 @@ def _read(path: str | PathLike[str]) -> dict[str, Tensor]:
     except Exception as error:  # torch.load raises what its many formats raise
         reason = textwrap.shorten(str(error), width=200, placeholder=" ...")
         raise ValueError(f"weights {os.fspath(path)} are damaged, or hold more than tensors: {reason}") from error
-    if isinstance(state, dict) and "model" in state:
-        state = state["model"]
+    for key in ("model", "state_dict"):
+        if isinstance(state, dict) and isinstance(state.get(key), dict):
+            state = state[key]
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise ValueError(
-            f"weights {os.fspath(path)} must be a state_dict, alone or under the key 'model'; found neither"
+            f"weights {os.fspath(path)} must be a state_dict, alone or under 'model' or 'state_dict'; found neither"
         )
+    for prefix in ("_orig_mod.", "module."):  # torch.compile's, DDP's
+        consume_prefix_in_state_dict_if_present(state, prefix)
     return state
 
 

@@ -15,7 +15,7 @@ from fused_resnet.atomic import replacing
 
 # every checkpoint says under this key which version of the format it has
 FORMAT_KEY = "fused_resnet_checkpoint"
-FORMAT = 1
+FORMAT = 2
 
 
 class CheckpointError(ValueError):
@@ -24,9 +24,10 @@ class CheckpointError(ValueError):
 
 @dataclass(frozen=True)
 class EpochMetrics:
-    """One row of ``metrics.csv``; errors are fractions of the images, `lr` is the epoch's first."""
+    """One row of ``metrics.csv``; errors are fractions, `iteration` is the steps so far, `lr` the epoch's first."""
 
     epoch: int
+    iteration: int
     lr: float
     train_loss: float
     train_error: float
@@ -93,14 +94,27 @@ class RunFolder:
         """
         if not self.checkpoint.is_file():
             raise FileNotFoundError(f"no run to resume in {self.path}: {self.checkpoint} does not exist")
-        try:
-            state = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
-        except Exception as error:  # torch.load raises what its many formats raise
-            raise CheckpointError(f"{self.checkpoint} is damaged or no checkpoint: {error}") from error
+        state = read_weights(self.checkpoint)
         if not isinstance(state, dict) or FORMAT_KEY not in state:
             raise CheckpointError(f"{self.checkpoint} was not written by fused-resnet train")
         if state[FORMAT_KEY] != FORMAT:
             raise CheckpointError(
-                f"{self.checkpoint} has format {state[FORMAT_KEY]}; this version of fused_resnet reads {FORMAT}"
+                f"{self.checkpoint} has format {state[FORMAT_KEY]}, this version of fused_resnet continues {FORMAT}: "
+                f"start the run anew, or continue it with the version that wrote it"
             )
         return state
+
+
+def read_weights(path: Path) -> Any:
+    """Read what ``torch.save`` wrote, on the CPU and without running any code that it may hold.
+
+    Raises
+    ------
+    CheckpointError
+        The file is damaged, or no such file.
+    """
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch.load raises what its many formats raise
+        reason = str(error).partition("\n")[0]
+        raise CheckpointError(f"{path} is damaged or no checkpoint: {reason}") from error

@@ -4,27 +4,46 @@ import dataclasses
 import math
 import sys
 import time
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
+from torch.amp.grad_scaler import GradScaler
 
-from fused_resnet import engines, models
+from fused_resnet import engines
 from fused_resnet.atomic import replacing
 from fused_resnet.environment import environment
 from fused_resnet.surgery import fuse
 from fused_resnet.training import data
 from fused_resnet.training.curves import draw_curves
+from fused_resnet.training.device import resolve_device
+from fused_resnet.training.evaluation import evaluate
 from fused_resnet.training.extras import require_extras
 from fused_resnet.training.files import CheckpointError, EpochMetrics, RunFolder
+from fused_resnet.training.network import make_network
+from fused_resnet.training.optimizer import make_optimizer
+from fused_resnet.training.precision import DTYPES, Forward, memory_format
 from fused_resnet.training.recipe import Recipe, require
+from fused_resnet.training.schedule import make_scheduler
+from fused_resnet.training.step import EagerStep, GraphedStep, Step
 
 
 class TrainingDiverged(ArithmeticError):
     """The loss is no longer a finite number."""
+
+
+@dataclass
+class Progress:
+    """Where a run is in an epoch: its first learning rate, steps taken, the sums of loss and wrong images, time."""
+
+    lr: float
+    steps: int = 0
+    totals: Tensor = field(default_factory=lambda: torch.zeros(2, dtype=torch.float64))
+    seconds: float = 0.0
 
 
 class Trainer:
@@ -43,51 +62,61 @@ class Trainer:
     ------
     ValueError
         The recipe does not fit the data or this machine.
+    FileNotFoundError
+        The data set is not there.
     ModuleNotFoundError
         An extra package is missing.
     """
 
     def __init__(self, recipe: Recipe, folder: RunFolder) -> None:
-        require_extras()
+        require_extras(recipe.data, run=True)
         self.recipe = recipe
         self.folder = folder
-        self.device = recipe.resolve_device()
+        self.device = resolve_device(recipe.device)
+        on_gpu = self.device.type == "cuda"
+        require("cuda_graph", recipe.cuda_graph, on_gpu or not recipe.cuda_graph, f"off: the device is {self.device}")
         if recipe.threads is not None:
             torch.set_num_threads(recipe.threads)
 
-        memory_format = torch.channels_last if recipe.channels_last else torch.contiguous_format
-        self.dataset = data.load(recipe.data).to(self.device, memory_format)
-        train_size = len(self.dataset.train_labels)
-        self.steps_per_epoch = train_size // recipe.batch_size
-        require("batch_size", recipe.batch_size, self.steps_per_epoch > 0, f"at most {train_size}, the training images")
+        self.data = data.load(
+            recipe.data,
+            recipe.data_folder,
+            image_size=recipe.image_size,
+            workers=recipe.workers,
+            device=self.device,
+        )
+        size = self.data.train_size
+        self.steps_per_epoch = size // recipe.batch_size
+        require("batch_size", recipe.batch_size, self.steps_per_epoch > 0, f"at most {size}, the training images")
+        self.steps = recipe.iterations or self.steps_per_epoch * (recipe.epochs or 0)
+        self.epochs = math.ceil(self.steps / self.steps_per_epoch)  # the last may be cut short
 
         torch.manual_seed(recipe.seed)
-        model: nn.Module = models.create(
-            recipe.model, in_channels=self.dataset.channels, num_classes=self.dataset.num_classes
+        self.model = make_network(
+            recipe.model, channels=self.data.channels, num_classes=self.data.num_classes, shortcut=recipe.shortcut
         )
-        model.to(self.device).to(memory_format=memory_format)  # type: ignore[call-overload]
+        self.model.to(self.device).to(memory_format=memory_format(recipe.channels_last))  # type: ignore[call-overload]
         self.engine: str | None = None  # that serves the fused blocks
         if recipe.fuse:
-            model = fuse(model, engine=recipe.engine)
-            dtype = torch.bfloat16 if recipe.precision == "bf16" else torch.float32
-            self.engine = engines.choose(recipe.engine, self.device.type, dtype)
-        self.model = model
-        self.optimizer = torch.optim.SGD(
-            self.model.parameters(),
-            lr=recipe.lr,
-            momentum=recipe.momentum,
-            weight_decay=recipe.weight_decay,
-            nesterov=True,
-        )
-        self.scheduler = torch.optim.lr_scheduler.OneCycleLR(
+            fuse(self.model, engine=recipe.engine, memory=recipe.memory, chain=recipe.chain)
+            self.engine = engines.choose(recipe.engine, self.device.type, DTYPES[recipe.precision])
+        self.optimizer = make_optimizer(self.model, recipe, self.device)
+        self.scheduler = make_scheduler(self.optimizer, recipe, self.steps)
+        self.scaler = GradScaler(self.device.type, enabled=recipe.precision == "fp16")
+        model = torch.compile(self.model) if recipe.compile else self.model
+        self.forward = Forward(model, recipe.precision, recipe.channels_last)
+        step = EagerStep(
+            self.forward,
             self.optimizer,
-            max_lr=recipe.lr,
-            total_steps=recipe.epochs * self.steps_per_epoch,
-            pct_start=recipe.warmup,
-            cycle_momentum=False,
+            self.scaler,
+            accumulate=recipe.accumulate,
+            label_smoothing=recipe.label_smoothing,
         )
-        self.generator = torch.Generator().manual_seed(recipe.seed)  # draws the images' order and their shifts
+        self.step: Step = GraphedStep(step) if recipe.cuda_graph else step
+
         self.history: list[EpochMetrics] = []
+        self.progress = self.next_epoch()
+        self.saved = time.monotonic()
 
     @classmethod
     def start(cls, recipe: Recipe, path: Path) -> "Trainer":
@@ -114,14 +143,21 @@ class Trainer:
                     "environment": {**environment(trainer.device), "engine": trainer.engine},
                 }
             )
-            folder.write_checkpoint(trainer.state_dict())
+            trainer.save()
         except OSError as error:
             raise OSError(f"cannot write the run folder {path}: {error.strerror}; choose another with --out") from error
         return trainer
 
     @classmethod
-    def resume(cls, path: Path) -> "Trainer":
-        """Continue a run where its last epoch ended: the curve is the one that it would have had without the break.
+    def resume(cls, path: Path, **machine: Any) -> "Trainer":
+        """Continue a run from its checkpoint: the curve is the one that it would have had without the break.
+
+        Parameters
+        ----------
+        path : Path
+            The run's folder.
+        **machine
+            Fields of the recipe that no curve depends on, such as ``workers``.
 
         Raises
         ------
@@ -132,7 +168,7 @@ class Trainer:
         """
         folder = RunFolder(path)
         state = folder.read_checkpoint()
-        trainer = cls(Recipe(**state["recipe"]), folder)
+        trainer = cls(dataclasses.replace(Recipe(**state["recipe"]), **machine), folder)
         try:
             trainer.load_state_dict(state)
         except (KeyError, RuntimeError) as error:
@@ -141,14 +177,15 @@ class Trainer:
         return trainer
 
     def state_dict(self) -> dict[str, Any]:
-        """Return all that the rest of the run depends on."""
+        """Return all that the rest of the run depends on; the order of the images is the recipe's seed's."""
         return {
             "recipe": dataclasses.asdict(self.recipe),
             "history": [dataclasses.asdict(row) for row in self.history],
+            "progress": vars(self.progress),
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
-            "generator": self.generator.get_state(),
+            "scaler": self.scaler.state_dict(),
             "cpu_rng": torch.get_rng_state(),
             "cuda_rng": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
         }
@@ -156,123 +193,135 @@ class Trainer:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over what `state_dict` returned."""
         self.history = [EpochMetrics(**row) for row in state["history"]]
+        self.progress = Progress(**state["progress"])
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
+        for group in self.optimizer.param_groups:
+            if isinstance(group["lr"], Tensor):  # came back to the CPU
+                group["lr"] = group["lr"].to(self.device)
         self.scheduler.load_state_dict(state["scheduler"])
-        self.generator.set_state(state["generator"])
+        self.scaler.load_state_dict(state["scaler"])
         torch.set_rng_state(state["cpu_rng"])
         if self.device.type == "cuda" and state["cuda_rng"] is not None:
             torch.cuda.set_rng_state(state["cuda_rng"], self.device)
 
-    def run(self) -> None:
-        """Train for the epochs that are left; after each, the checkpoint and the metrics are written.
+    @property
+    def iteration(self) -> int:
+        """How many steps have been taken."""
+        return (self.history[-1].iteration if self.history else 0) + self.progress.steps
+
+    def next_epoch(self) -> Progress:
+        """Return the beginning of an epoch."""
+        return Progress(lr=float(self.scheduler.get_last_lr()[0]))
+
+    def save(self) -> None:
+        """Write the checkpoint."""
+        self.folder.write_checkpoint(self.state_dict())
+        self.saved = time.monotonic()
+
+    def run(self, report: Callable[[EpochMetrics], None] | None = None) -> None:
+        """Train for the steps that are left, keeping checkpoint and metrics.
+
+        Parameters
+        ----------
+        report : callable, optional
+            Is told of each epoch; by default a line of it is printed.
 
         Raises
         ------
         TrainingDiverged
-            The loss became infinite or NaN; the checkpoint is that of the last good epoch.
+            The loss became infinite or NaN; the checkpoint is from before.
         """
-        for epoch in range(len(self.history) + 1, self.recipe.epochs + 1):
-            row = self.run_epoch(epoch)
-            if not math.isfinite(row.train_loss):
-                raise TrainingDiverged(f"the training loss of epoch {epoch} is {row.train_loss}: take a lower lr")
-            self.history.append(row)
-            self.folder.write_metrics(
-                self.history
-            )  # first: if only this is written, the epoch is run and written again
-            self.folder.write_checkpoint(self.state_dict())
-            print(
-                f"epoch {epoch:3d}/{self.recipe.epochs}   lr {row.lr:.4f}   "
-                f"train loss {row.train_loss:.4f} error {row.train_error:7.2%}   "
-                f"test loss {row.test_loss:.4f} error {row.test_error:7.2%}   "
-                f"{row.images_per_second:.0f} images/s",
-                flush=True,
-            )
+        with warnings.catch_warnings():
+            # a step that the scaler skips counts in the schedule; torch warns where that is the first
+            warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step")
+            for epoch in range(len(self.history) + 1, self.epochs + 1):
+                row = self.run_epoch(epoch)
+                self.history.append(row)
+                self.progress = self.next_epoch()
+                # first: if only this is written, the epoch is run and written again
+                self.folder.write_metrics(self.history)
+                self.save()
+                (report or self.print_epoch)(row)
         with replacing(self.folder.curves) as file:
             title = f"{self.recipe.model} on {self.recipe.data}, {'fused' if self.recipe.fuse else 'stock'} blocks"
             draw_curves(self.history, title, file)
 
-    def run_epoch(self, epoch: int) -> EpochMetrics:
-        """Train on every batch once, then test."""
-        start = time.perf_counter()
-        lr = float(self.scheduler.get_last_lr()[0])
-        train_loss, train_error = self.train(f"epoch {epoch:3d}/{self.recipe.epochs}")
-        trained = time.perf_counter()
-        test_loss, test_error = self.evaluate()
-        return EpochMetrics(
-            epoch=epoch,
-            lr=lr,
-            train_loss=train_loss,
-            train_error=train_error,
-            test_loss=test_loss,
-            test_error=test_error,
-            images_per_second=self.steps_per_epoch * self.recipe.batch_size / (trained - start),
-            seconds=time.perf_counter() - start,
+    def print_epoch(self, row: EpochMetrics) -> None:
+        """Print a line of an epoch."""
+        print(
+            f"epoch {row.epoch:3d}/{self.epochs}   lr {row.lr:.4f}   "
+            f"train loss {row.train_loss:.4f} error {row.train_error:7.2%}   "
+            f"test loss {row.test_loss:.4f} error {row.test_error:7.2%}   "
+            f"{row.images_per_second:.0f} images/s",
+            flush=True,
         )
 
-    def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield the training images in a new order, shifted, in whole batches; the rest is left out of this epoch."""
-        order = torch.randperm(len(self.dataset.train_labels), generator=self.generator)
-        whole = order[: self.steps_per_epoch * self.recipe.batch_size]
-        for chosen in whole.to(self.device).split(self.recipe.batch_size):
-            images = data.random_shift(self.dataset.train_images[chosen], self.recipe.max_shift, self.generator)
-            yield images, self.dataset.train_labels[chosen]
+    def run_epoch(self, epoch: int) -> EpochMetrics:
+        """Take the epoch's steps that are left, then test."""
+        train_loss, train_error = self.train(epoch)
+        progress, start = self.progress, time.perf_counter()
+        self.model.eval()
+        test = evaluate(self.forward, self.data.test_batches(self.recipe.batch_size, crops=1))
+        return EpochMetrics(
+            epoch=epoch,
+            iteration=self.iteration,
+            lr=progress.lr,
+            train_loss=train_loss,
+            train_error=train_error,
+            test_loss=test.loss,
+            test_error=test.top1,
+            images_per_second=progress.steps * self.recipe.batch_size / progress.seconds,
+            seconds=progress.seconds + time.perf_counter() - start,
+        )
 
-    def train(self, label: str) -> tuple[float, float]:
+    def train(self, epoch: int) -> tuple[float, float]:
         """Take one step a batch, with a progress bar on a terminal; return the epoch's mean loss and error."""
         from tqdm import tqdm
 
+        recipe, progress = self.recipe, self.progress
+        order = data.epoch_order(self.data.train_size, recipe.batch_size, recipe.seed, epoch)
+        order = order[progress.steps : progress.steps + self.steps - self.iteration]
+        progress.totals = progress.totals.to(self.device)
+        start = time.perf_counter() - progress.seconds
         self.model.train()
-        totals = torch.zeros(2, dtype=torch.float64, device=self.device)  # of loss and of wrong images
-        seen = 0
         with tqdm(
-            desc=label,
-            total=self.steps_per_epoch * self.recipe.batch_size,
+            desc=f"epoch {epoch:3d}/{self.epochs}",
+            initial=progress.steps * recipe.batch_size,
+            total=(progress.steps + len(order)) * recipe.batch_size,
             unit=" images",
             leave=False,
             dynamic_ncols=True,
             file=sys.stdout,
             disable=not sys.stdout.isatty(),
         ) as bar:
-            for step, (images, labels) in enumerate(self.batches()):
-                logits = self.forward(images)
-                loss = F.cross_entropy(logits, labels)
-                self.optimizer.zero_grad()
-                loss.backward()
-                self.optimizer.step()
+            for images, labels in self.data.train_batches(order, recipe.augmentation, recipe.seed, epoch):
+                progress.totals += self.step(images, labels)
                 self.scheduler.step()
+                progress.steps += 1
 
-                seen += len(labels)
-                totals += torch.stack((loss.detach() * len(labels), count_wrong(logits, labels)))
-                if step % 10 == 0 and not bar.disable:  # to read the totals waits for the GPU
-                    mean_loss, error = (totals / seen).tolist()
-                    bar.set_postfix_str(f"loss {mean_loss:.4f}, error {error:.2%}", refresh=False)
                 bar.update(len(labels))
-        mean_loss, error = (totals / seen).tolist()
-        return mean_loss, error
+                if progress.steps % 10 == 0 and not bar.disable:
+                    loss, error = self.mean_so_far()
+                    bar.set_postfix_str(f"loss {loss:.4f}, error {error:.2%}", refresh=False)
+                if time.monotonic() - self.saved > 60 * recipe.checkpoint_minutes:
+                    self.mean_so_far()
+                    progress.seconds = time.perf_counter() - start
+                    self.save()
+        metrics = self.mean_so_far()
+        progress.seconds = time.perf_counter() - start
+        return metrics
 
-    @torch.no_grad()
-    def evaluate(self) -> tuple[float, float]:
-        """Return the mean loss and the error on the test images."""
-        self.model.eval()
-        totals = torch.zeros(2, dtype=torch.float64, device=self.device)
-        for images, labels in zip(
-            self.dataset.test_images.split(self.recipe.batch_size),
-            self.dataset.test_labels.split(self.recipe.batch_size),
-            strict=True,
-        ):
-            logits = self.forward(images)
-            totals += torch.stack((F.cross_entropy(logits, labels, reduction="sum"), count_wrong(logits, labels)))
-        mean_loss, error = (totals / len(self.dataset.test_labels)).tolist()
-        return mean_loss, error
+    def mean_so_far(self) -> tuple[float, float]:
+        """Return the mean loss and the error on the epoch's images so far; this waits for the GPU.
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Return the logits in float32, computed in the recipe's precision."""
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.precision == "bf16"):
-            logits: Tensor = self.model(images)
-        return logits.float()
-
-
-def count_wrong(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return how many images are not given their label."""
-    return (logits.argmax(1) != labels).sum()
+        Raises
+        ------
+        TrainingDiverged
+            The loss is no finite number.
+        """
+        loss, error = (self.progress.totals / (self.progress.steps * self.recipe.batch_size)).tolist()
+        if not math.isfinite(loss):
+            epoch = len(self.history) + 1
+            raise TrainingDiverged(f"the training loss of epoch {epoch} is {loss}: take a lower lr")
+        return loss, error

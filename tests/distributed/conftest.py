@@ -3,6 +3,7 @@
 import datetime
 import multiprocessing
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ multiprocessing.set_forkserver_preload(["torch", "torch._dynamo", "fused_resnet"
 
 def run_rank(rank: int, world_size: int, folder: Path, claim: Callable[..., Any], args: tuple[Any, ...]) -> None:
     """Run a claim in one rank and leave what it returns in a file."""
+    warnings.simplefilter("error")
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)  # torch.empty is filled with NaN
     dist.init_process_group(

@@ -44,12 +44,12 @@ with replacing(Path(sys.argv[1])) as file:
 
 
 def test_metrics_are_one_row_an_epoch(tmp_path):
-    row = EpochMetrics(1, 0.1, 2.0, 0.5, 1.5, 1 / 3, 600.0, 2.25)
+    row = EpochMetrics(1, 22, 0.1, 2.0, 0.5, 1.5, 1 / 3, 600.0, 2.25)
     folder = RunFolder(tmp_path)
     folder.write_metrics([row])
     assert folder.metrics.read_text() == (
-        "epoch,lr,train_loss,train_error,test_loss,test_error,images_per_second,seconds\n"
-        "1,0.1,2,0.5,1.5,0.333333,600,2.25\n"
+        "epoch,iteration,lr,train_loss,train_error,test_loss,test_error,images_per_second,seconds\n"
+        "1,22,0.1,2,0.5,1.5,0.333333,600,2.25\n"
     )
 
 
@@ -70,9 +70,10 @@ def test_no_checkpoint_is_named(tmp_path):
         (None, "damaged or no checkpoint"),
         ({"conv1.weight": torch.zeros(1)}, "was not written by fused-resnet train"),
         (torch.zeros(1), "was not written by fused-resnet train"),
-        ({"fused_resnet_checkpoint": 99}, "has format 99; this version of fused_resnet reads 1"),
+        ({"fused_resnet_checkpoint": 1}, "has format 1, this version of fused_resnet continues 2: start the run anew"),
+        ({"fused_resnet_checkpoint": 99}, "has format 99, this version of fused_resnet continues 2"),
     ],
-    ids=["text", "weights", "tensor", "newer"],
+    ids=["text", "weights", "tensor", "older", "newer"],
 )
 def test_what_is_no_checkpoint_of_ours_is_named(tmp_path, content, message):
     folder = RunFolder(tmp_path)

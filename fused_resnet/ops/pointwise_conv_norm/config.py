@@ -94,6 +94,15 @@ def input_gradient(inputs: int, itemsize: int) -> Tile:
     return Tile(128, side(inputs, 256 // itemsize), 128 // itemsize, 8, 2)
 
 
+def finish(inputs: int, outputs: int) -> Tile:
+    """Return how the sums are finished: outputs of a program, or inputs (rows), and the depth of a step.
+
+    Little work that a launch should not wait for: 16 of either give 16 programs or more where there are 256.  Its
+    products are float32's, outside the tensor cores.
+    """
+    return Tile(LEAST, LEAST, side(min(inputs, outputs), 32), 4, 1)
+
+
 def parts(rows: int, tile_rows: int, tiles: int, programs: int) -> tuple[int, int]:
     """Cut a reduction over ``rows`` whose parts are ``tiles`` programs each; returns (parts, rows of a part).
 
