@@ -19,7 +19,7 @@ from torch.autograd import forward_ad
 from torch.nn.modules.module import _has_any_global_hook
 
 from fused_resnet.chain_ops import run_chain, update_running_stats_
-from fused_resnet.chain_spec import Padded, is_projection, is_synchronized
+from fused_resnet.chain_spec import Padded, is_projection
 from fused_resnet.synchronized import group_name
 
 Path = tuple[str, ...]
@@ -195,7 +195,9 @@ def serves_input(x: Any, training: bool) -> bool:
 
 def serves_batch(chains: list[PreparedChain], x: Tensor) -> bool:
     """Whether there is a batch, or other processes that wait for this one's part of their statistics."""
-    return x.numel() > 0 or any(is_synchronized(chain.signature) for chain in chains)
+    return x.numel() > 0 or any(
+        type(norm) is nn.SyncBatchNorm and group_name(norm) is not None for chain in chains for norm in chain.norms
+    )
 
 
 def serves_dtype(chains: list[PreparedChain], x: Tensor) -> bool:

@@ -147,13 +147,6 @@ def is_projection(shortcut: Any) -> bool:
     return isinstance(shortcut, tuple) and len(shortcut) == len(Unit._fields)
 
 
-def is_synchronized(signature: tuple[Any, ...]) -> bool:
-    """Whether any unit of a signature shares its statistics with other processes."""
-    units, shortcut, *_ = signature
-    projection = (shortcut,) if is_projection(shortcut) else ()
-    return any(group is not None for _, _, _, _, group, _, _ in (*units, *projection))
-
-
 def _make_unit(signature: tuple[Any, ...]) -> Unit:
     conv, weight, bias, batch_stats, group, eps, relu = signature
     return Unit(Conv(*conv) if conv else None, weight, bias, batch_stats, group, float.fromhex(eps), relu)

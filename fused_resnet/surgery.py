@@ -46,7 +46,8 @@ def fuse(
     """Swap fused chains of convolution, batch norm, ReLU and residual add into a model, in place.
 
     Parameters and buffers stay the same objects under the same names; so do the modules, which get a subclass of their
-    own class.  Fuse before wrapping: ``fuse`` → DDP or FSDP → ``torch.compile``.
+    own class.  Fuse before wrapping: ``fuse`` → DDP or FSDP → ``torch.compile``; ``convert_sync_batchnorm`` may come
+    before ``fuse`` or after it.
 
     For a model on the CPU, glibc is asked to keep freed memory: :func:`fused_resnet.host_memory.keep_freed_memory`.
 

@@ -3,11 +3,11 @@
 They normalise by the statistics of all their batches together.  Each unit of a chain asks for one collective in each
 direction, of a few numbers for each channel:
 
-========  ==========================================  ==================================================================
-forward   all_gather of mean, M2 and count [2C + 1]    merged by Chan's formula, which is no sum
-backward  all_reduce of ΣG, ΣG·(y − mean), count       ``dy`` takes them over the count; dγ and dβ are the process's own
-                                                      sums, which DDP averages like any gradient
-========  ==========================================  ==================================================================
+========  ==========================================  ==========================================================
+forward   all_gather of mean, M2 and count, [2C + 1]  merged by Chan's formula, which is no sum
+backward  all_reduce of ΣG, ΣG·(y − mean) and count   ``dy`` takes the sums over the count; dγ and dβ are those of
+                                                      this process: DDP averages them like any gradient
+========  ==========================================  ==========================================================
 
 The counts stay on the device, so that the host never waits and batches may be of different sizes, and empty, too.
 

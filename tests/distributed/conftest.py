@@ -3,6 +3,7 @@
 import datetime
 import multiprocessing
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,13 +15,13 @@ import torch.multiprocessing
 
 LIMIT = 120  # seconds
 
-# ranks fork from a process that has imported once what takes seconds, and has run nothing; the setting of determinism
-# imports the compiler's
-multiprocessing.set_forkserver_preload(["torch", "torch._inductor.config", "fused_resnet", "pytest"])
+# ranks fork from a process that has imported once what takes seconds, and has run nothing
+multiprocessing.set_forkserver_preload(["torch", "torch._dynamo", "fused_resnet", "pytest"])
 
 
 def run_rank(rank: int, world_size: int, folder: Path, claim: Callable[..., Any], args: tuple[Any, ...]) -> None:
     """Run a claim in one rank and leave what it returns in a file."""
+    warnings.simplefilter("error")
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)  # torch.empty is filled with NaN
     dist.init_process_group(
