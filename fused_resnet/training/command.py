@@ -291,18 +291,23 @@ def make_trainer(options: argparse.Namespace, world: World) -> Trainer:
     recipe = named(options.recipe, **given)
     path = world.of_first(options.out or default_folder(recipe))
     if world.max_restarts > 0:
-        named_folder = options.out is not None
-        require(
-            "out", options.out, named_folder, "named where torchrun has --max-restarts, to go on from what is there"
-        )
-        if world.restarts > 0 and world.of_first(RunFolder(path).checkpoint.exists()):
-            machine = {name: value for name, value in given.items() if name in WITH_RESUME}
-            return Trainer.resume(path, world, **machine)
+        wanted = "named where torchrun has --max-restarts, so that what starts again finds its run"
+        require("out", options.out, options.out is not None, wanted)
+        if world.of_first(RunFolder(path).checkpoint.exists()):
+            return continue_run(recipe, path, world)
     if options.download:
         with world.agreement():
             if world.first:
                 data.download(recipe.data, recipe.data_folder)
     return Trainer.start(recipe, path, world)
+
+
+def continue_run(recipe: Recipe, path: Path, world: World) -> Trainer:
+    """Go on with the run in a folder, if it is the one that would be started there."""
+    trainer = Trainer.resume(path, world, **{name: getattr(recipe, name) for name in WITH_RESUME})
+    if trainer.recipe != recipe:
+        raise FileExistsError(f"{path} already holds a run of another recipe: choose another folder")
+    return trainer
 
 
 def progress(folder: RunFolder) -> str:

@@ -302,6 +302,19 @@ def test_what_restarts_need_is_said_before_the_first(monkeypatch, tmp_path):
         make_trainer(build_parser().parse_args(["train"]), World(max_restarts=3))
 
 
+def test_what_may_restart_continues_its_own_run_alone(tiny_digits, tmp_path):
+    def start(*arguments):
+        return make_trainer(
+            build_parser().parse_args(["train", "--out", str(tmp_path), *arguments]), World(max_restarts=3)
+        )
+
+    trainer = start("--epochs", "1", "--batch-size", "16")
+    trainer.run()
+    assert start("--epochs", "1", "--batch-size", "16", "--workers", "3").history == trainer.history
+    with pytest.raises(FileExistsError, match="already holds a run of another recipe: choose another folder"):
+        start("--epochs", "2", "--batch-size", "16")
+
+
 def test_an_agreement_names_the_rank_that_fails(monkeypatch):
     monkeypatch.setattr(World, "gather", lambda self, message: [message, "no such data"])
     with pytest.raises(RankFailed, match="rank 1: no such data"), World(0, 2).agreement():
