@@ -251,7 +251,8 @@ def train(options: argparse.Namespace, world: World) -> int:
             flush=True,
         )
     torch.backends.cudnn.benchmark = True  # every batch has the same shape
-    resume_hint = f"continue with: fused-resnet train --resume {path}"
+    program = "torchrun ... -m fused_resnet" if world.world_size > 1 else "fused-resnet"
+    resume_hint = f"continue with: {program} train --resume {path}"
     try:
         with world.contact():
             trainer.run()

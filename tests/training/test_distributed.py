@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -65,7 +66,7 @@ class Launch:
 
     LIMIT = 180  # seconds: nothing may hang
 
-    def __init__(self, ranks, script, arguments, *, torchrun=(), **environment):
+    def __init__(self, ranks, script, arguments, *, torchrun=(), interrupt_at=None, **environment):
         command = ["torch.distributed.run", "--standalone", "--nproc-per-node", ranks, *torchrun, *script, *arguments]
         self.lines = []  # of the ranks' stdout, with the time of each
         with subprocess.Popen(
@@ -77,7 +78,10 @@ class Launch:
         ) as process:
             alarm = threading.Timer(self.LIMIT, process.terminate)
             alarm.start()
-            self.lines = [(line.rstrip("\n"), time.monotonic()) for line in process.stdout]
+            for line in process.stdout:
+                self.lines.append((line.rstrip("\n"), time.monotonic()))
+                if interrupt_at is not None and line.startswith(interrupt_at):
+                    process.send_signal(signal.SIGINT)
             self.err = process.stderr.read()
         alarm.cancel()
         self.status, self.end = process.returncode, time.monotonic()
@@ -200,6 +204,16 @@ def test_without_one_of_four_the_others_end_and_two_go_on(train, tmp_path):
     assert resumed.status == 0, resumed.err
     assert Trainer.resume(folder.path).iteration == 6
     assert "on cpu, 2 ranks" in resumed.out[0]
+
+
+def test_ctrl_c_ends_all_ranks_and_one_says_how_to_go_on(train, tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    launch = train(2, "--epochs", 5000, "--out", folder.path, interrupt_at="epoch   1/")
+    (last,) = [line for line in launch.out if "interrupted" in line]
+    assert last.endswith(f"; continue with: torchrun ... -m fused_resnet train --resume {folder.path}")
+    assert launch.errors == []
+    assert launch.end - next(when for line, when in launch.lines if line.startswith("epoch   1/")) < 60
+    assert Trainer.resume(folder.path).history
 
 
 def test_what_one_rank_lacks_ends_all(train, tmp_path):
