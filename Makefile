@@ -11,7 +11,7 @@ CXX_SOURCES := $(filter %.h %.cpp %.cu %.cuh,$(SOURCES))
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help train test bench gpu gpu-facts gpu-kernels gpu-networks gpu-build lint wheel clean check
+.PHONY: help train test bench gpu gpu-facts gpu-kernels gpu-networks gpu-build lint wheel test-wheel clean check
 
 help:  ## list the targets
 	@echo "usage: make TARGET [ARGS='--more options'] [PYTHON=python3.12]"
@@ -20,8 +20,8 @@ help:  ## list the targets
 train: $(VENV)/.installed  ## train a fused ResNet-20 on handwritten digits (ARGS go to fused-resnet train)
 	@$(BIN)/fused-resnet train $(ARGS)
 
-test: $(VENV)/.installed  ## run the tests (ARGS go to pytest)
-	@$(BIN)/python -m pytest $(ARGS)
+test: $(VENV)/.installed  ## run the tests, a process for each core (ARGS go to pytest)
+	@$(BIN)/python -m pytest --numprocesses auto --dist loadfile $(ARGS)
 
 bench: $(VENV)/.installed  ## measure the fused operations and networks beside stock PyTorch (ARGS go to fused-resnet bench)
 	@$(BIN)/fused-resnet bench $(ARGS)
@@ -52,11 +52,25 @@ lint: $(VENV)/.installed  ## check style and types, change nothing
 	@$(BIN)/mypy fused_resnet
 	@$(BIN)/clang-format --dry-run --Werror $(CXX_SOURCES)
 
-wheel: $(VENV)/.installed  ## build a wheel for this machine's Python in dist/
-	@$(BIN)/pip wheel . --no-deps --no-build-isolation --wheel-dir dist
+# NATIVE=required makes a wheel without the CUDA kernels where there is no nvcc. Torch's libraries stay outside; the tag
+# of the oldest glibc that the rest runs on is put into the file's name.
+wheel: NATIVE ?= cuda
+wheel: $(VENV)/.installed  ## build this Python's wheel, a pure Python one and the source distribution in dist/
+	@rm -rf build/lib* build/bdist* build/wheel
+	@FUSED_RESNET_NATIVE=$(NATIVE) $(BIN)/python -m build --no-isolation --wheel --outdir build/wheel
+	@PATH=$(abspath $(BIN)):$$PATH auditwheel repair --wheel-dir dist \
+	    --exclude 'libtorch*' --exclude 'libc10*' --exclude 'libcuda*' build/wheel/*.whl
+	@rm -rf build/lib* build/bdist*
+	@FUSED_RESNET_NATIVE=off $(BIN)/python -m build --no-isolation --wheel --outdir dist
+	@$(BIN)/python -m build --no-isolation --sdist --outdir dist
+	@ls -sh dist
+	@[ -z "$$(find dist -size +50M)" ] || { echo "dist holds a file above 50 MB" >&2; exit 1; }
+
+test-wheel:  ## try what `make wheel` made with torch 2.10, 2.11, 2.13 and 2.15 (ARGS='--python PATH …' for environments at hand)
+	@$(PYTHON) tests/wheel/environments.py $(ARGS)
 
 clean:  ## remove what the build left; runs/ stays, and so does .venv
-	@rm -rf build dist *.egg-info fused_resnet/*.so fused_resnet/_build.json
+	@rm -rf build dist *.egg-info fused_resnet/*.so fused_resnet/build_info.json
 	@rm -rf .mypy_cache .pytest_cache .ruff_cache .hypothesis .benchmarks $(VENV)/.installed
 
 # What the build needs before the package itself can be installed; torch is the one that the extension is built against.

@@ -29,10 +29,12 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
 from fused_resnet import engines  # noqa: E402
+from fused_resnet.bench.report import TUNING  # noqa: E402
 from fused_resnet.environment import cpu_model  # noqa: E402
 
 PART_LIMIT = 570  # seconds
 BATCH_SIZE = 256
+
 GPU_TESTS = ("tests/test_cuda.py", "tests/ops/test_cuda_kernels.py", "tests/bench/test_harness.py")
 
 
@@ -99,6 +101,7 @@ def parts(device: torch.device) -> dict[str, tuple[Step, ...]]:
             bench("op", f"op {every_engine} {both}", 200, graph=True),
             bench("block", f"block {every_engine} {both}", 180, models="resnet50 resnet18", graph=True),
             bench("block-peers", f"block {peers} --dtype bf16", 180, models="resnet50", graph=True),
+            Step("tune", ("-m", "fused_resnet", "tune", "--device", str(device)), 120, records=False),
         ),
         "networks": (
             bench("model", f"model {peers} {both}", 240, models="resnet50 resnet18"),
@@ -126,9 +129,9 @@ def command(step: Step, device: torch.device, out: Path, *, quick: bool) -> list
     return words
 
 
-def run(words: list[str], limit: float) -> str:
+def run(words: list[str], limit: float, **variables: str) -> str:
     """Run a process and return how it ended; out of time, it and all that it started are ended."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", **variables}
     with subprocess.Popen(words, cwd=ROOT, env=environment, start_new_session=True) as process:
         try:
             status = process.wait(timeout=limit)
@@ -149,7 +152,10 @@ def run_part(name: str, device: torch.device, out: Path, *, quick: bool) -> bool
         words = command(step, device, out, quick=quick)
         print(f"\n== {name}: {step.name}, at most {max(0, limit):.0f} s: {shlex.join(words[1:])}", flush=True)
         start = time.monotonic()
-        ended = run(words, limit) if limit > 5 else "not begun: the part is out of time"
+        ended = "not begun: the part is out of time"
+        if limit > 5:
+            # what the step tune finds is a result, too, and networks go by it
+            ended = run(words, limit, FUSED_RESNET_TUNING=os.environ.get("FUSED_RESNET_TUNING") or str(out / TUNING))
         ends.append((step.name, ended, time.monotonic() - start))
     print(f"\n{name}, in {out}:")
     for step_name, ended, seconds in ends:

@@ -35,7 +35,7 @@ from fused_resnet.chain_spec import (
     split_saved,
     wants_input,
 )
-from fused_resnet.ops.library import accumulation_dtype, dense, dense_like
+from fused_resnet.ops.library import accumulation_dtype, dense, dense_like, is_channels_last, rows
 from fused_resnet.ops.pointwise_conv_norm.config import pays
 
 # without the search for an overload that the packet makes in every call
@@ -86,15 +86,21 @@ def keeps_y(chain: Chain, i: int, weight: Tensor | None, engine: str) -> bool:
     """Whether backward needs the ``y`` of a unit: it can do without at the end, behind an expanding 1×1 convolution."""
     unit = chain.all_units[i]
     at_end = i >= len(chain.units) - 1 and chain.masks_by_output
-    if unit.conv is None or weight is None or not (at_end and unit.batch_stats) or isinstance(chain.shortcut, Padded):
+    if weight is None or not (at_end and unit.batch_stats) or isinstance(chain.shortcut, Padded):
         return True
-    stride, padding, _, groups, bias = unit.conv
-    projects = i == len(chain.units)
-    pointwise = weight.shape[2:] == (1, 1) and padding == (0, 0) and groups == 1 and not bias
-    if not pointwise or not (projects or stride == (1, 1)):
+    if unit.conv is None or unit.conv.bias or not is_pointwise(unit, weight):
+        return True
+    if i < len(chain.units) and unit.conv.stride != (1, 1):
         return True
     outputs, inputs = weight.shape[:2]
     return not pays(engine, chain.options.memory, inputs, outputs, weight.itemsize)
+
+
+def is_pointwise(unit: Unit, weight: Tensor | None) -> bool:
+    """Whether a unit's convolution is a product of matrices: every pixel's channels by the weight."""
+    if unit.conv is None or weight is None:
+        return False
+    return weight.shape[2:] == (1, 1) and unit.conv.padding == (0, 0) and unit.conv.groups == 1
 
 
 class _Forward:
@@ -244,10 +250,12 @@ class _Backward:
             dz, d_source = self.end_without_y(grad, output)
         else:
             dz, d_source = self.end(grad, output)
-        for i in range(last - 1, -1, -1):
+        for i in range(last - 1, 0, -1):
             dy = None if dz is None else self.norm(i, dz)
             dz = None if dy is None else self.conv(i, dy)
-        if not self.separate and dz is not None:
+        if last > 0:
+            dz = self.first(dz, d_source)
+        if not self.separate and dz is not None and dz is not d_source:
             self.add_shortcut(dz, d_source, grad, output)
         flat = [
             gradient
@@ -264,7 +272,7 @@ class _Backward:
             dy, d_source = self.branches([last, last + 1], grad, z)
             d_source = None if d_source is None else self.conv(last + 1, d_source)
         else:
-            wants_masked = self.wants_shortcut if self.separate else isinstance(shortcut, Padded) and self.wants_x
+            wants_masked = self.wants_shortcut if self.separate else self.wants_x and self.takes_masked()
             wants_masked = wants_masked and shortcut is not None
             dy, d_source = self.branches([last], grad, z, wants_masked, owns_grad=self.chain.pool is not None)
             d_source = None if d_source is None else self.of_source(d_source)
@@ -290,15 +298,15 @@ class _Backward:
 
         Where the convolution has a stride, ``dz`` is of the pixels that it read.
         """
-        unit, p, wanted, saved = self.chain.all_units[i], self.parameters[i], self.wanted[i], self.saved[i]
+        unit, p, wanted = self.chain.all_units[i], self.parameters[i], self.wanted[i]
         gradients = Parameters(None, None, None, _as(sum_grad, p.bias) if wanted.bias else None)
         dz = None
         if self.wants_dy(i) or wanted.weight:
-            weight = p.conv_weight if saved.conv_weight is None else saved.conv_weight
             x, affine, relu = self.raw(i)
             x = dense(x if i < len(self.chain.units) else self.chain.pixels(x), self.k.channels_last)
+            weight, wants_input = self.weight(i), self.wants_input[i]
             dz, d_weight, grad_weight = self.k.pointwise_conv_norm_backward(
-                masked, sum_grad, x, affine, relu, weight, self.moments[i], p.weight, unit.eps, self.wants_input[i]
+                masked, sum_grad, x, affine, relu, weight, self.moments[i], p.weight, unit.eps, wants_input
             )
             gradients = gradients._replace(
                 conv_weight=_as(d_weight, p.conv_weight) if wanted.conv_weight else None,
@@ -306,6 +314,35 @@ class _Backward:
             )
         self.gradients[i] = gradients
         return dz if self.wants_input[i] else None
+
+    def first(self, dz: Tensor | None, d_source: Tensor | None) -> Tensor | None:
+        """Return ``dx`` from the first unit's ``dz``: the shortcut's gradient itself, where a product is added to that.
+
+        A product that adds reads and writes a gradient once.  As wide as a block's input is, that is a third of what a
+        convolution and an addition behind it move.
+        """
+        dy = None if dz is None else self.norm(0, dz)
+        if dy is None or d_source is None or not self.wants_x or not self.adds_product(dy, d_source):
+            return None if dy is None else self.conv(0, dy)
+        weight = self.weight(0)
+        rows(d_source).addmm_(rows(dy), weight.flatten(1))
+        if self.wanted[0].conv_weight or self.wanted[0].conv_bias:
+            self.conv(0, dy, wants_input=False)
+        return d_source
+
+    def takes_masked(self) -> bool:
+        """Whether the gradient behind the last ReLU is of use to a shortcut from the chain's own input."""
+        if self.chain.shortcut == IDENTITY:
+            first, last = self.y(0), self.y(len(self.chain.units) - 1)
+            return self.chain.masks_by_output and len(self.chain.units) > 1 and self.adds_product(first, last)
+        return isinstance(self.chain.shortcut, Padded)
+
+    def adds_product(self, dy: Tensor, d_source: Tensor) -> bool:
+        """Whether the first convolution is a product of matrices that can be added to the shortcut's gradient."""
+        unit = self.chain.units[0]
+        if self.separate or unit.conv is None or unit.conv.stride != (1, 1) or d_source.shape != self.x.shape:
+            return False
+        return is_pointwise(unit, self.weight(0)) and is_channels_last(dy) and is_channels_last(d_source)
 
     def of_source(self, d_pixels: Tensor) -> Tensor:
         """Return the gradient of a shortcut's source from that of its pixels, which may have been broadcast.
@@ -387,7 +424,7 @@ class _Backward:
         result: Tensor = coefficients
         return result
 
-    def conv(self, i: int, dy: Tensor) -> Tensor | None:
+    def conv(self, i: int, dy: Tensor, wants_input: bool = True) -> Tensor | None:
         """Keep the gradients of a unit's convolution and return its ``dz`` if that is wanted."""
         unit, parameters, wanted = self.chain.all_units[i], self.parameters[i], self.wanted[i]
         if unit.conv is None:
@@ -395,18 +432,23 @@ class _Backward:
         if not self.wants_dy(i):
             return None
         stride, padding, dilation, groups, bias = unit.conv
-        cast = self.saved[i].conv_weight
-        weight = parameters.conv_weight if cast is None else cast
+        weight, wants_input = self.weight(i), wants_input and self.wants_input[i]
         dz: Tensor | None
         dz, dw, db = _convolution_backward(
             dy, self.z(i), weight, [weight.shape[0]] if bias else None, stride, padding, dilation, False, (0, 0),
-            groups, [self.wants_input[i], bool(wanted.conv_weight), bool(wanted.conv_bias)],
+            groups, [wants_input, bool(wanted.conv_weight), bool(wanted.conv_bias)],
         )  # fmt: skip
         self.gradients[i] = self.gradients[i]._replace(
             conv_weight=_as(dw, parameters.conv_weight) if wanted.conv_weight else None,
             conv_bias=_as(db, parameters.conv_bias) if wanted.conv_bias else None,
         )
-        return dz if self.wants_input[i] else None
+        return dz if wants_input else None
+
+    def weight(self, i: int) -> Tensor:
+        """Return the weight of a unit's convolution in the dtype of the activations."""
+        cast = self.saved[i].conv_weight
+        weight: Tensor = self.parameters[i].conv_weight if cast is None else cast
+        return weight
 
     def raw(self, i: int) -> Raw:
         """Return what the input of a unit's convolution is made of."""
@@ -473,6 +515,12 @@ def _residual(residual: Tensor, shape: torch.Size, dtype: torch.dtype, padding: 
 
 
 def _as(gradient: Any, parameter: Any) -> Tensor:
-    """``gradient`` in the dtype of ``parameter``."""
+    """``gradient`` in the dtype of ``parameter``, and in its strides where they are the same memory's.
+
+    The stride of a side of one element means nothing, but DistributedDataParallel compares it.
+    """
     result: Tensor = gradient if gradient.dtype == parameter.dtype else gradient.to(parameter.dtype)
+    theirs, strides = result.stride(), parameter.stride()
+    if theirs != strides and all(a == b or n == 1 for a, b, n in zip(theirs, strides, parameter.shape, strict=True)):
+        result = result.as_strided(parameter.shape, strides)
     return result

@@ -14,6 +14,8 @@ from typing import Any
 
 import torch
 
+from fused_resnet.tuning import tuning
+
 PACKAGE = Path(__file__).parent
 CPU_LIBRARY = PACKAGE / "libfused_resnet_cpu.so"
 CUDA_LIBRARY = PACKAGE / "libfused_resnet_cuda.so"
@@ -21,7 +23,6 @@ CPU_DTYPES = (torch.float32, torch.bfloat16, torch.float64)
 GPU_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 LEAST_CAPABILITY = (8, 0)
 
-# in the order in which "auto" tries them; that of triton and cuda is not measured yet
 NAMES = ("cpu", "triton", "cuda", "reference")
 # those whose kernels want activations in channels_last
 GPU_NAMES = ("triton", "cuda")
@@ -38,7 +39,7 @@ def choose(engine: str, device_type: str, dtype: torch.dtype) -> str:
     Parameters
     ----------
     engine
-        ``"auto"`` for the first engine of :data:`NAMES` that can, or one of :data:`NAMES`.
+        One of :data:`NAMES`, or ``"auto"`` for the fastest that can, by :mod:`fused_resnet.tuning`.
 
     Raises
     ------
@@ -50,7 +51,8 @@ def choose(engine: str, device_type: str, dtype: torch.dtype) -> str:
         engine = os.environ.get("FUSED_RESNET_ENGINE", "auto")
         check_name(engine, "FUSED_RESNET_ENGINE")
     if engine == "auto":
-        return next(name for name in NAMES if why_not(name, device_type, dtype) is None)
+        fastest = (*tuning(device_type).engines, *NAMES)
+        return next(name for name in fastest if name in NAMES and why_not(name, device_type, dtype) is None)
     if reason := why_not(engine, device_type, dtype):
         raise EngineError(f"engine={engine!r} cannot serve: {reason}; use engine='auto' for one that can")
     return engine
@@ -98,17 +100,17 @@ def load_cuda_library() -> str | None:
     if reason := _why_no_gpu():
         return reason
     built = build_record().get("cuda", {})
-    if built and built["version"].split(".")[0] != str(torch.version.cuda).split(".")[0]:
+    needed = str(torch.version.cuda).split(".")[0]
+    if built and built["version"].split(".")[0] != needed:
         return (
             f"{CUDA_LIBRARY.name} was built with CUDA {built['version']}, torch with {torch.version.cuda}: "
-            "install this package again in this environment"
+            f"install the wheel with +cu{needed} in its name, or from the source in this environment"
         )
-    capability = torch.cuda.get_device_capability()
-    if built and not has_code_for(capability, built["architectures"]):
-        major, minor = capability
+    major, minor = torch.cuda.get_device_capability()
+    if built and not has_code_for((major, minor), built["architectures"]):
         return (
             f"{CUDA_LIBRARY.name} has no code for sm_{major}{minor} (built for {built['architectures']}): "
-            f"install this package again with TORCH_CUDA_ARCH_LIST={major}.{minor}"
+            f"install from the source with TORCH_CUDA_ARCH_LIST={major}.{minor}"
         )
     return _load(CUDA_LIBRARY)
 
@@ -150,7 +152,7 @@ def _why_no_gpu() -> str | None:
 
 def _load(library: Path) -> str | None:
     if not library.exists():
-        reason = build_record().get("left_out", "this installation was made without it")
+        reason = build_record().get("left_out") or "this installation was made without it"
         return f"the native library {library.name} is missing: {reason}"
     try:
         torch.ops.load_library(str(library))
@@ -160,7 +162,7 @@ def _load(library: Path) -> str | None:
 
 
 def build_record() -> dict[str, Any]:
-    """Return what the native build wrote down about itself: compiler, instruction sets, what was left out and why."""
-    path = PACKAGE / "_build.json"
+    """Return what the build wrote down about itself: versions, flags, architectures, what was left out and why."""
+    path = PACKAGE / "build_info.json"
     record: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
     return record

@@ -1,7 +1,9 @@
 """Swap fused chains into a model and out of it, and say what was done and why not."""
 
+import functools
+import operator
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -24,6 +26,7 @@ from fused_resnet.chain import keeps_y
 from fused_resnet.chain_spec import Padded, make_chain, split_parameters
 from fused_resnet.dataflow import find_plan, is_norm, is_primitive, why_no_match
 from fused_resnet.host_memory import keep_freed_memory
+from fused_resnet.steps import Steps, trace
 
 WRAPPERS = ("DistributedDataParallel", "DataParallel", "FullyShardedDataParallel", "FSDPModule", "OptimizedModule")
 
@@ -115,12 +118,13 @@ def unfuse(model: nn.Module) -> nn.Module:
 
 
 class Row(NamedTuple):
-    """One line of a report: a module, what is fused in it or None, the engine, and why (not)."""
+    """One line of a report: a module, what is fused in it or None, the engine, why (not), its steps where traced."""
 
     module: str
     what: str | None
     engine: str
     reason: str
+    steps: Steps | None = None
 
 
 @dataclass(frozen=True)
@@ -142,21 +146,58 @@ class Report:
     def __str__(self) -> str:
         head = f"{len(self.fused)} chains fused, {len(self.left)} places left stock"
         width = max((len(row.module) for row in self.rows), default=0)
-        lines = []
+        lines = [head]
+        traced = [row.steps for row in self.rows if row.steps is not None]
+        if traced:
+            lines[0] += "; what the chains move and compute in a step and keep for backward:"
+            lines.append(f"  {'':<{width}}  {_costs(functools.reduce(operator.add, traced))}  all chains")
         for row in self.rows:
             note = f"; {row.reason}" if row.reason else ""
             text = f"{row.what}  [{row.engine}]{note}" if row.what is not None else f"stock: {row.reason}"
+            if traced:
+                text = f"{_costs(row.steps)}  {text}"
             lines.append(f"  {row.module:<{width}}  {text}")
-        return "\n".join([head, *lines])
+        return "\n".join(lines)
 
 
-def explain(model: nn.Module) -> Report:
+def _costs(steps: Steps | None) -> str:
+    """Write the columns of what a chain costs; without it, their width in spaces."""
+    if steps is None:
+        return " " * len(_costs(Steps((), (), 0)))
+    return f"{steps.bytes / 1e6:9.1f} MB{steps.flop / 1e9:9.2f} GFLOP{steps.kept / 1e6:9.1f} MB kept"
+
+
+def explain(model: nn.Module, input_shape: Sequence[int] | None = None, *, dtype: torch.dtype | None = None) -> Report:
     """Say what is fused in a model, by which engine, and what is left stock and why; printable.
 
     It looks at the modules as they are now: a hook put on a fused block's convolution is named here.
+
+    Parameters
+    ----------
+    model
+        Any module.
+    input_shape
+        Of the model's input, [N, C, H, W]: with it, every fused chain's training step is traced without data, and its
+        row says what it moves, computes and keeps for backward.  ``report.fused[0].steps`` prints kernel by kernel.
+    dtype
+        What autocast gives the convolutions, ``torch.bfloat16`` or ``torch.float16``; default: no autocast.
+
+    Raises
+    ------
+    TypeError
+        Where ``model`` is no module.
+    ValueError
+        Where the model takes no input of that shape.
+
+    Examples
+    --------
+    >>> report = fused_resnet.explain(model, (32, 3, 224, 224), dtype=torch.bfloat16)
+    >>> print(report)
+    >>> print(report.fused[1].steps)
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    steps = {} if input_shape is None else trace(model, input_shape, dtype)
     rows: list[Row] = []
     for name, module, plans in _survey(model, ("auto", "fast")):
         shown = name or f"({type(model).__name__})"
@@ -165,11 +206,12 @@ def explain(model: nn.Module) -> Report:
         if isinstance(plan, str) or isinstance(chains, str):
             rows.append(Row(shown, None, "", str(chains)))
             continue
-        for paths, chain in zip(plan.chains, chains, strict=True):
+        for i, (paths, chain) in enumerate(zip(plan.chains, chains, strict=True)):
             if isinstance(module, FusedModule):
-                engine = _serving_engine(plan.options[0], chain.parameters)
-                notes = (_not_kept(paths, chain, engine), _copies(engine, chain.parameters))
-                rows.append(Row(shown, _describe(paths), engine, "; ".join(filter(None, notes))))
+                engine = _serving_engine(plan.options[0], chain.parameters, dtype)
+                notes = (_not_kept(paths, chain, engine, dtype), _copies(engine, chain.parameters))
+                reason = "; ".join(filter(None, notes))
+                rows.append(Row(shown, _describe(paths), engine, reason, steps.get((name, i))))
             else:
                 rows.append(Row(shown, None, "", f"not fused: {_describe(paths)} can be"))
         fused = {path for paths in plan.chains for path in paths.modules}
@@ -181,18 +223,20 @@ def explain(model: nn.Module) -> Report:
     return Report(rows)
 
 
-def _serving_engine(engine: str, parameters: list[torch.Tensor]) -> str:
+def _serving_engine(engine: str, parameters: list[torch.Tensor], dtype: torch.dtype | None) -> str:
     weight = parameters[0]
     try:
-        return engines.choose(engine, weight.device.type, weight.dtype)
+        return engines.choose(engine, weight.device.type, dtype or weight.dtype)
     except engines.EngineError as error:
         return str(error)
 
 
-def _not_kept(paths: ChainPaths, prepared: PreparedChain, engine: str) -> str:
+def _not_kept(paths: ChainPaths, prepared: PreparedChain, engine: str, dtype: torch.dtype | None) -> str:
     """Name the convolutions whose raw output backward does without."""
     chain = make_chain(prepared.signature)
-    parameters = split_parameters(chain, prepared.parameters)
+    with torch.device("meta"):  # a cast needs no memory here
+        weights = [torch.empty(p.shape, dtype=dtype or p.dtype) for p in prepared.parameters]
+    parameters = split_parameters(chain, weights)
     names = [
         ".".join(path.conv)
         for i, path in enumerate((*paths.units, paths.shortcut))

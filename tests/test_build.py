@@ -43,6 +43,8 @@ def test_the_record_says_what_was_built_and_with_what():
     assert engines.CPU_LIBRARY.name in record["files"]
     assert re.match(r"\d+\.\d+", record["torch"])
     assert re.match(r"(GNU|Clang|AppleClang) \d+", record["compiler"])
+    assert {"-O2", "-fno-math-errno"} <= set(record["flags"].split())
+    assert "commit" in record
     for name in record["files"]:
         assert (engines.PACKAGE / name).exists()
     if engines.CUDA_LIBRARY.name in record["files"]:

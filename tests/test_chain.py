@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import fused_resnet
-from fused_resnet.ops.pointwise_conv_norm import config
+from fused_resnet.tuning import Tuning, using
 from tests.accuracy import assert_as_accurate_as_stock, assert_fused_is_as_accurate_as_stock, gradient_for, record
 
 
@@ -218,6 +218,15 @@ def test_a_shortcut_of_another_tensor_is_part_of_the_chain(chains_run):
     assert [signature[1] for signature in chains_run] == [((2, 2), 4, 4)]
 
 
+@pytest.mark.parametrize("memory", ["fast", "lean"])
+@pytest.mark.parametrize("name", ["bottleneck, projection", "bottleneck, stride 2"])
+def test_gradients_have_stocks_strides_also_where_a_side_is_one(name, memory):
+    """DistributedDataParallel compares strides that mean nothing."""
+    model = make(name).to(memory_format=torch.channels_last)
+    fused_resnet.fuse(model, memory=memory)(images(model)).sum().backward()
+    assert [p.grad.stride() for p in model.parameters()] == [p.stride() for p in model.parameters()]
+
+
 @pytest.mark.parametrize("weights", [torch.channels_last, torch.contiguous_format], ids=str)
 @pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format], ids=str)
 def test_gradients_come_back_in_the_parameters_strides(layout, weights):
@@ -341,24 +350,32 @@ def test_gradients_come_where_they_are_wanted_and_nowhere_else(name, freeze, x_w
     assert_as_accurate_as_stock(run(fused_resnet.fuse(model), x), stock, exact)
 
 
+class Operations(torch.utils._python_dispatch.TorchDispatchMode):
+    """The operations that run inside, in order, with their arguments."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = []
+
+    @property
+    def names(self) -> list[str]:
+        return [name for name, _ in self.calls]
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.calls.append((func.name().split(".")[0], args))
+        return func(*args, **(kwargs or {}))
+
+
 def convolution_backwards(model: nn.Module, x: Tensor) -> list[list[bool]]:
     """The masks (input, weight, bias) of the convolution gradients that a backward computes, in order."""
-    masks = []
-
-    class Spy(torch.utils._python_dispatch.TorchDispatchMode):
-        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-            if func is torch.ops.aten.convolution_backward.default:
-                masks.append(list(args[-1]))
-            return func(*args, **(kwargs or {}))
-
     z = model(x)
-    with Spy():
+    with Operations() as operations:
         z.square().sum().backward()
-    return masks
+    return [list(args[-1]) for name, args in operations.calls if name == "aten::convolution_backward"]
 
 
-def test_no_gradient_is_computed_that_nobody_wants(monkeypatch):
-    monkeypatch.setattr(config, "FAST", {})  # the products of a y that is not kept are others
+@using("cpu", Tuning(("cpu",), {}))  # the products of a y that is not kept are others
+def test_no_gradient_is_computed_that_nobody_wants():
     for freeze in FREEZES:
         model = make("bottleneck, stride 2")
         FREEZES[freeze](model)
@@ -435,13 +452,11 @@ def test_activation_checkpointing_gives_stocks_gradients(reentrant):
 @pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format], ids=["channels_last", "contiguous"])
 @pytest.mark.parametrize("outputs", ["kept", "not kept"])
 @pytest.mark.parametrize("name", ["bottleneck", "bottleneck, projection", "bottleneck, stride 2", "wide, stride 2"])
-def test_the_end_of_a_block_is_as_accurate_as_stock_with_and_without_its_outputs(
-    name, outputs, layout, autocast, monkeypatch
-):
-    monkeypatch.setattr(config, "FAST", {("cpu", size): 64 if outputs == "not kept" else 0 for size in (2, 4)})
+def test_the_end_of_a_block_is_as_accurate_as_stock_with_and_without_its_outputs(name, outputs, layout, autocast):
     model = make(name, clear=autocast is not None)
     draws = [images(model, layout=layout, seed=seed) for seed in range(7 if autocast else 1)]
-    assert_fused_is_as_accurate_as_stock(model, *draws, autocast=autocast)
+    with using("cpu", Tuning(("cpu",), {("cpu", size): 64 for size in (2, 4) if outputs == "not kept"})):
+        assert_fused_is_as_accurate_as_stock(model, *draws, autocast=autocast)
 
 
 @pytest.mark.parametrize("name", ["bottleneck", "bottleneck, projection", "wide, stride 2"])
@@ -452,6 +467,18 @@ def test_the_end_of_a_block_takes_an_input_in_another_format_than_its_weights(na
     assert_fused_is_as_accurate_as_stock(model, images(model, layout=other))
     gaps = images(model, size=24)[:, :, ::2, ::2]
     assert_fused_is_as_accurate_as_stock(model, gaps)
+
+
+@pytest.mark.parametrize("memory", ["fast", "lean"])
+@pytest.mark.parametrize("name", ["bottleneck", "bottleneck, projection"])
+def test_the_first_product_adds_to_the_shortcuts_gradient(name, memory):
+    model = make(name)
+    x = images(model)
+    z = assert_fused_is_as_accurate_as_stock(model, x, memory=memory)(x.requires_grad_())
+    with Operations() as operations:
+        z.square().sum().backward()
+    assert operations.names.count("aten::addmm_") == 1
+    assert "fused_resnet::add_masked_" not in operations.names
 
 
 def test_a_lean_block_is_as_accurate_as_stock_and_keeps_less():

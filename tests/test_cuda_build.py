@@ -1,14 +1,20 @@
 """What the compiler makes of the CUDA kernels: registers, spills and the width of their accesses, without a GPU."""
 
+import json
+import os
 import re
 import shutil
 import subprocess
+import sysconfig
 from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+import torch
+
+from fused_resnet import engines
 
 ROOT = Path(__file__).parents[1]
 ARCHITECTURES = ["sm_80", "sm_90", "sm_100", "sm_120"]
@@ -18,12 +24,60 @@ SHARED_BYTES = 100 << 10  # the least of those architectures
 
 
 def program(name: str) -> str:
-    """A program of the CUDA toolkit, or the one that comes with Triton."""
-    found = shutil.which(name) or shutil.which(f"/usr/local/cuda/bin/{name}")
+    """A program of the build or of the CUDA toolkit, or the one that comes with Triton."""
+    beside = sysconfig.get_path("scripts")
+    found = shutil.which(name) or shutil.which(f"{beside}/{name}") or shutil.which(f"/usr/local/cuda/bin/{name}")
     triton = find_spec("triton")
     if not found and triton and triton.origin:
         found = shutil.which(str(Path(triton.origin).parent / "backends/nvidia/bin" / name))
     return found or pytest.skip(f"{name} was not found")
+
+
+def test_the_library_has_code_for_the_architectures_of_its_record():
+    if not engines.CUDA_LIBRARY.exists():
+        pytest.skip("the CUDA library was not built")
+    entries = engines.build_record()["cuda"]["architectures"].split()
+    recorded = {
+        kind: {f"sm_{e.removesuffix('+PTX').replace('.', '')}" for e in named}
+        for kind, named in {"elf": entries, "ptx": [e for e in entries if e.endswith("+PTX")]}.items()
+    }
+    for kind, expected in recorded.items():
+        command = [program("cuobjdump"), f"--list-{kind}", engines.CUDA_LIBRARY]
+        listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        assert set(re.findall(r"\.(sm_\w+)\.", listed)) == expected
+
+
+@pytest.fixture(scope="module")
+def configured(tmp_path_factory):
+    """A build configured for two architectures, with a ccache on the path; only CMake's own trials are compiled."""
+    cmake, ninja, nvcc = program("cmake"), program("ninja"), program("nvcc")
+    folder = tmp_path_factory.mktemp("configured")
+    ccache = folder / "ccache"
+    ccache.write_text('#!/bin/sh\nexec "$@"\n')
+    ccache.chmod(0o755)
+    environment = {**os.environ, "TORCH_CUDA_ARCH_LIST": "8.0;9.0+PTX", "PATH": f"{folder}:{os.environ['PATH']}"}
+    options = [f"-DTORCH_DIR={Path(torch.__file__).parent}", f"-DCMAKE_CUDA_COMPILER={nvcc}", "-DFUSED_RESNET_CUDA=ON"]
+    command = [cmake, "-S", ROOT, "-B", folder, "-GNinja", f"-DCMAKE_MAKE_PROGRAM={ninja}", *options]
+    run = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    commands = subprocess.run([ninja, "-C", folder, "-t", "commands"], capture_output=True, text=True, check=True)
+    return folder, commands.stdout.splitlines()
+
+
+def test_the_environment_names_the_architectures(configured):
+    folder, commands = configured
+    record = json.loads((folder / "build_info.json").read_text())
+    assert record["cuda"]["architectures"] == "8.0 9.0+PTX"
+    codes = {code for command in commands for code in re.findall(r"--generate-code=(arch=\S+)", command)}
+    assert codes == {f"arch=compute_{code}]" for code in ("80,code=[sm_80", "90,code=[sm_90", "90,code=[compute_90")}
+
+
+@pytest.mark.parametrize("suffix", ["cpp", "cu"])
+def test_ccache_is_used_where_it_is_installed(suffix, configured):
+    folder, commands = configured
+    compiles = [command for command in commands if re.search(rf" -c \S+\.{suffix}( |$)| -x cu .*\.{suffix} ", command)]
+    assert len(compiles) >= 3
+    assert all(command.startswith(f"{folder / 'ccache'} ") for command in compiles)
 
 
 @pytest.fixture(scope="module")

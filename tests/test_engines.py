@@ -174,7 +174,8 @@ def test_a_mismatch_of_the_build_and_the_gpu_is_named(fresh_engines):
     fresh_engines.setattr(engines, "build_record", lambda: record)
     fresh_engines.setattr(torch.version, "cuda", "13.0")
     fresh_engines.setattr(torch.cuda, "get_device_capability", lambda: (11, 0))
-    assert "was built with CUDA 12.8.1, torch with 13.0" in engines.why_not("cuda", "cuda")
+    reason = engines.why_not("cuda", "cuda")
+    assert "was built with CUDA 12.8.1, torch with 13.0: install the wheel with +cu13" in reason
     record["cuda"]["version"] = "13.0.88"
     engines.load_cuda_library.cache_clear()
     assert "no code for sm_110 (built for 8.0)" in engines.why_not("cuda", "cuda")

@@ -29,7 +29,7 @@ class Peer(NamedTuple):
     name
         One of `NAMES`, or ``"exact"``.
     engine
-        Of the fused peer; empty for the others.
+        Of the fused peers; empty for the others, and for the one that is chosen.
     """
 
     name: str
@@ -47,7 +47,7 @@ def fused(peer: Peer, module: nn.Module) -> None:
     if peer.name == FUSED:
         fuse(module, engine=peer.engine)
     elif peer.name == LEAN:
-        fuse(module, memory="lean")
+        fuse(module, memory="lean", engine=peer.engine or "auto")
 
 
 def compiled(peer: Peer, function: Callable[..., Any], *, graphed: bool = False) -> Callable[..., Any]:

@@ -11,6 +11,9 @@ from fused_resnet.bench.record import Record, read_record
 from fused_resnet.bench.rows import FUSED, STOCK, Row
 from fused_resnet.bench.suites import SUITES
 
+# what `fused-resnet tune` found in the same session stands beside the records
+TUNING = "tuning.json"
+
 INTRODUCTION = """\
 # Benchmarks
 
@@ -36,7 +39,8 @@ def write_report(results: Path, page: Path) -> list[Path]:
     ValueError
         There is no record, or a file is none.
     """
-    records = [read_record(path) for path in sorted(results.glob("*/*.json"), key=_by_number)]
+    paths = [path for path in results.glob("*/*.json") if path.name != TUNING]
+    records = [read_record(path) for path in sorted(paths, key=_by_number)]
     if not records:
         raise ValueError(f"--results must hold DEVICE/WHAT.json, got {results}, where there is none")
     written = [page]

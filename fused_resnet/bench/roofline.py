@@ -1,12 +1,14 @@
-"""What must be moved and computed, counted from shapes: the only place where bytes and FLOP are counted.
+"""What must be moved and computed in a training step, by scheme.
 
-A tensor that a kernel reads or writes counts once for each kernel, in full; what a cache saves is not seen. Here ``x``
-is the input of a convolution, ``y`` its raw output, ``z`` an activation, ``g`` a gradient, ``r`` a shortcut. A
-convolution costs 2 · (elements of y) · (weights of one output) FLOP, its dgrad and its wgrad as much again:
+This package's schemes, ``fused`` and ``lean``, are traced (`fused_resnet.steps`): what the engine that serves here
+does, kernel by kernel. Stock's and the compiler's are counted from shapes. A tensor that a kernel reads or writes
+counts once for each kernel, in full; what a cache saves is not seen. Here ``x`` is the input of a convolution, ``y``
+its raw output, ``z`` an activation, ``g`` a gradient, ``r`` a shortcut. A convolution costs 2 · (elements of y) ·
+(weights of one output) FLOP, its dgrad and its wgrad as much again:
 
     fprop: x + y          dgrad: g + x (not for the first layer)          wgrad: x + g
 
-The passes over tensors of the size of ``y`` around a convolution, in the schemes (`PASSES`):
+The passes over tensors of the size of ``y`` around a convolution (`PASSES`):
 
 =========  =======================================  ==========================================================
 unit       forward                                  backward
@@ -17,21 +19,14 @@ eager      statistics 1, normalise 2, ReLU 2        ReLU 3; reduce g, y; apply g
 pointwise  statistics 1; y → z                      reduce g, z, y; apply g, z, y → dy
   end      statistics 1; y, r → z                   g, z → G; reduce G, y; apply G, y → dy
   dual     statistics 2; y, r → z                   g, z → G; reduce G, y, r; apply G, y, r → dy, dr
-norm       statistics 1; y → z                      reduce g, y; apply g, y → dy; rebuild y → z for a wgrad
-  end      statistics 1; y, r → z                   reduce g, z, y; apply g, z, y → dy
-  dual     statistics 2; y, r → z                   reduce g, z, y, r; apply g, z, y, r → dy, dr
 =========  =======================================  ==========================================================
-
-``lean`` is ``norm`` with block ends that keep no ``y`` (`fused_resnet.ops.pointwise_conv_norm`): ``g, z → G`` for both
-branches; a branch without ``y`` has 9 passes over ``x`` (mean, centred copy, Gram matrix, the product with M and its
-difference) and two products of K inputs with K for its gradients, one with ``y`` reduce G, y and apply G, y → dy.
 
 ``inner`` units stand inside a block, ``end`` ones before its add, ``dual`` ones before an add of a projection, whose
 own passes they count. A block's input has two readers, so two gradients ``meet``: 3 passes over it in eager, 1 more in
-pointwise (inside ``g, z → G``), 4 in norm (``dx, g, z → dx``; 3 behind a projection).
+pointwise (inside ``g, z → G``).
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import NamedTuple
@@ -42,7 +37,8 @@ from torch import Tensor, nn
 from fused_resnet import models
 from fused_resnet.bench.block import RESIDUAL_BLOCKS, BlockShape
 from fused_resnet.bench.ceilings import ARITHMETIC_PART, BANDWIDTH_PART, Ceilings
-from fused_resnet.ops.pointwise_conv_norm.config import pays
+from fused_resnet.steps import trace
+from fused_resnet.surgery import fuse
 
 
 class Passes(NamedTuple):
@@ -57,22 +53,14 @@ class Passes(NamedTuple):
 PASSES = {
     "eager": {"inner": Passes(5, 8), "stem": Passes(5, 8), "end": Passes(8, 8, 3), "dual": Passes(11, 13, 3)},
     "pointwise": {"inner": Passes(3, 7), "stem": Passes(3, 7), "end": Passes(4, 8, 1), "dual": Passes(5, 11, 1)},
-    # the stem's activation is read by another chain, so that it is kept and not rebuilt
-    "norm": {"inner": Passes(3, 7), "stem": Passes(3, 5), "end": Passes(4, 7, 4), "dual": Passes(5, 10, 3)},
 }
 
-# The stem's pool, in passes over its input: reads z, writes g. This package's reads y instead, and z is never written.
-POOL_PASSES = {"eager": (1, 1), "pointwise": (1, 1), "norm": (-1, 1)}
-# bytes of the index of a maximum
-INDEX_BYTES = {"eager": 8, "pointwise": 1, "norm": 1}
+# bytes of the index of a maximum of the stem's pool, which reads z and writes g
+INDEX_BYTES = {"eager": 8, "pointwise": 1}
 
-LEAN = "lean"
-SCHEMES = (*PASSES, LEAN)
-
-# of a block end in the lean scheme: g, z → G, and dx, G → dx
-MASKED, MEET_MASKED = 3, 3
-# of a branch there: with its y, over y; without, over x
-WITH_Y, WITHOUT_Y = 5, 9
+# this package's, each what ``memory`` it is fused with
+TRACED = {"fused": "fast", "lean": "lean"}
+SCHEMES = (*PASSES, *TRACED)
 
 # scheme of the operation alone, relu(batch_norm(x) + shortcut): its fewest passes, with r for z in the ReLU's mask
 OPERATION_PASSES = {"none": Passes(3, 5), "residual": Passes(4, 8), "dual": Passes(5, 8)}
@@ -94,10 +82,6 @@ class Layer:
         The input of its block, where it ends one; else 0.
     pooled
         What the max pool behind it writes, or 0.
-    read_again
-        Of its input by a backward without ``y``: elements, or 0 where the ``lean`` scheme keeps it.
-    gram_flop
-        Of such a backward, beside dgrad and wgrad.
     """
 
     name: str
@@ -107,8 +91,6 @@ class Layer:
     flop: float
     meets: int = 0
     pooled: int = 0
-    read_again: int = 0
-    gram_flop: float = 0
 
 
 @dataclass(frozen=True)
@@ -169,14 +151,14 @@ class Traffic:
 
 
 def count(shapes: Shapes, scheme: str, *, element_size: int, batch_size: int) -> Traffic:
-    """Count the training step of one image.
+    """Count the training step of one image, as stock or a compiler does it.
 
     Parameters
     ----------
     shapes : Shapes
         From `network_shapes` or `block_shapes`.
     scheme : str
-        One of `SCHEMES`.
+        One of `PASSES`.
     element_size : int
         Bytes of an activation; parameters and their gradients are float32.
     batch_size : int
@@ -184,39 +166,63 @@ def count(shapes: Shapes, scheme: str, *, element_size: int, batch_size: int) ->
     """
     kernels: list[tuple[float, float]] = []
     saved = 0.0
-    # a projection comes behind the end of its block
-    for layer, behind in zip(shapes.layers, (*shapes.layers[1:], None), strict=True):
+    for layer in shapes.layers:
         x, y = layer.input, layer.output
         kernels += [(x + y, layer.flop), (x + y, layer.flop)]  # fprop, wgrad
         if layer.role == "stem":
             saved += x
         else:
             kernels.append((x + y, layer.flop))  # dgrad
-        free = scheme == LEAN and layer.read_again > 0
-        saved += 0 if free else y
-        if free:
-            kernels += [(WITHOUT_Y * layer.read_again, layer.gram_flop)]
+        saved += y
         if layer.role == "projection":
             continue
-        passes = PASSES["norm" if scheme == LEAN else scheme][layer.role]
-        branches = [layer, *([behind] if behind is not None and layer.role == "dual" else [])]
-        if scheme == LEAN and layer.role in ("end", "dual") and any(branch.read_again for branch in branches):
-            with_y = sum(not branch.read_again for branch in branches)
-            passes = Passes(passes.forward, MASKED + WITH_Y * with_y, MEET_MASKED)
+        passes = PASSES[scheme][layer.role]
         kernels += [(passes.forward * y, 0), (passes.backward * y, 0), (passes.meet * layer.meets, 0)]
-        rebuilds = scheme in ("norm", LEAN)
-        keeps_z = not rebuilds or layer.role != "inner"
+        saved += y
         if layer.pooled:
-            forward, backward = POOL_PASSES["norm" if rebuilds else scheme]
-            pooled = layer.pooled * (1 + INDEX_BYTES["norm" if rebuilds else scheme] / element_size)
-            kernels += [(forward * y + pooled, 0), (backward * y + pooled, 0)]
+            pooled = layer.pooled * (1 + INDEX_BYTES[scheme] / element_size)
+            kernels += [(y + pooled, 0), (y + pooled, 0)]
             saved += pooled
-            keeps_z = not rebuilds
-        saved += y if keeps_z else 0
     kernels += [(2 * shapes.features, 0), (0, 3 * shapes.classifier_flop)]  # average pool: reads z, writes g
     bytes = [(element_size * elements, flop) for elements, flop in kernels]
     bytes.append((shapes.parameters * parameter_bytes(element_size) / batch_size, 0))
     return Traffic(tuple(bytes), element_size * saved)
+
+
+def traced(
+    module: nn.Module, shapes: Shapes, scheme: str, *, input_shape: Sequence[int], dtype: torch.dtype, engine: str
+) -> Traffic:
+    """Trace the training step of one image, as this package does it.
+
+    Parameters
+    ----------
+    module : nn.Module
+        A network or a block; it is fused.
+    shapes : Shapes
+        Of the same.
+    scheme : str
+        One of `TRACED`.
+    input_shape : sequence of int
+        Of the module's input, [N, C, H, W]; a block's has a gradient.
+    dtype : torch.dtype
+        Of the activations: other than float32 by autocast.
+    engine : str
+        That serves, or as if it did: it need not be possible here.
+    """
+    batch, element_size = input_shape[0], dtype.itemsize
+    fuse(module, memory=TRACED[scheme])
+    is_network = shapes.features > 0
+    autocast = None if dtype is torch.float32 else dtype
+    chains = trace(module, input_shape, autocast, input_grad=not is_network, engine=engine).values()
+    kernels = [
+        (step.bytes / batch, step.flop / batch) for steps in chains for step in (*steps.forward, *steps.backward)
+    ]
+    kernels += [(2 * element_size * shapes.features, 0), (0, 3 * shapes.classifier_flop)]
+    # what convolutions read and write of the weights is traced, so are the casts
+    kernels.append((5 * 4 * shapes.parameters / batch, 0))
+    image = element_size * shapes.layers[0].input if is_network else 0
+    weights = 0 if autocast is None else element_size * sum(p.numel() for p in module.parameters() if p.dim() == 4)
+    return Traffic(tuple(kernels), image + (sum(steps.kept for steps in chains) - weights) / batch)
 
 
 def parameter_bytes(element_size: int) -> int:
@@ -266,12 +272,7 @@ def _trace(module: nn.Module, x: Tensor) -> Shapes:
             read, wrote = elements(args[0].shape), elements(output.shape)
             if isinstance(child, nn.Conv2d):
                 flop = 2 * wrote * prod(child.weight.shape[1:])
-                role = roles.get(name, "stem")
-                pointwise = role != "inner" and child.kernel_size == (1, 1)
-                free = pointwise and pays("", LEAN, child.in_channels, child.out_channels, 4)
-                pixels = output.shape[2] * output.shape[3] if free else 0
-                again, gram_flop = pixels * child.in_channels, 4 * pixels * child.in_channels**2
-                layers[name] = Layer(name, role, read, wrote, flop, read_again=again, gram_flop=gram_flop)
+                layers[name] = Layer(name, roles.get(name, "stem"), read, wrote, flop)
             elif isinstance(child, RESIDUAL_BLOCKS):
                 inputs[name] = read
             elif isinstance(child, nn.MaxPool2d):
@@ -297,8 +298,6 @@ def _trace(module: nn.Module, x: Tensor) -> Shapes:
             layer.flop,
             meets=inputs[block] if layer.role in ("end", "dual") else 0,
             pooled=extra["pooled"] if layer.role == "stem" else 0,
-            read_again=layer.read_again,
-            gram_flop=layer.gram_flop,
         )
 
     parameters = sum(p.numel() for p in module.parameters())

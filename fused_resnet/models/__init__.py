@@ -4,6 +4,7 @@
 (18, 34, 50, 101, 152) holds torchvision's parameters under torchvision's names; the CIFAR family (20, 32, 44, 56, 110,
 1202) is that of the paper's section 4.2, where ``shortcut="A"`` gives the paper's shortcuts, without parameters. Their
 plain twins (``plain34``, ``plain56``, ...) are the same layers without shortcuts; VGG is what the paper compares with.
+All take the options of `ResNet` or `VGG` and ``weights``; ResNets from 50 layers on ``stride_in_1x1``, the paper's v1.
 """
 
 from fused_resnet.models.networks import (

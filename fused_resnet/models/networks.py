@@ -74,7 +74,7 @@ def vgg16_bn(**kwargs: Any) -> VGG:
 
 @IMAGENET
 def vgg19(**kwargs: Any) -> VGG:
-    """VGG-19 without batch norm, the baseline of table 3, for 224x224 images."""
+    """VGG-19 without batch norm (figure 3, left), for 224x224 images."""
     return VGG((2, 2, 4, 4, 4), **kwargs)
 
 

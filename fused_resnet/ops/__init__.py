@@ -55,8 +55,12 @@ def kernels(engine: str, device_type: str, dtype: torch.dtype) -> SimpleNamespac
 @functools.cache
 def fakes(engine: str, device_type: str, dtype: torch.dtype) -> SimpleNamespace:
     """Return what :func:`kernels` does as torch's dispatcher knows it, which for fake tensors gives shapes alone."""
-    served = engines.choose(engine, device_type, dtype)
-    return gather(served, dispatched(batch_norm_act), dispatched(batch_norm_act_pool))
+    return fakes_of(engines.choose(engine, device_type, dtype))
+
+
+def fakes_of(engine: str) -> SimpleNamespace:
+    """Return what :func:`fakes` does for an engine that need not be able to serve here."""
+    return gather(engine, dispatched(batch_norm_act), dispatched(batch_norm_act_pool))
 
 
 def gather(engine: str, norm: Any, pool: Any, pointwise: Any = None) -> SimpleNamespace:

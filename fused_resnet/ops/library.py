@@ -12,8 +12,7 @@ def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
 
 def dense(x: torch.Tensor, channels_last: bool) -> torch.Tensor:
     """Return ``x`` without gaps, in channels_last where the kernels take nothing else."""
-    is_channels_last = x.is_contiguous(memory_format=torch.channels_last) or (x.shape[1] > 1 and x.stride(1) == 1)
-    if channels_last or is_channels_last:
+    if channels_last or is_channels_last(x) or (x.shape[1] > 1 and x.stride(1) == 1):
         return x.contiguous(memory_format=torch.channels_last)
     return x.contiguous()
 
@@ -22,6 +21,14 @@ def dense_like(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     """Return ``x`` without gaps and in the memory format of ``y``, which is dense, for kernels that walk both."""
     if x.shape == y.shape and x.stride() == y.stride():
         return x
-    if y.is_contiguous(memory_format=torch.channels_last):
-        return x.contiguous(memory_format=torch.channels_last)
-    return x.contiguous()
+    return x.contiguous(memory_format=torch.channels_last) if is_channels_last(y) else x.contiguous()
+
+
+def is_channels_last(x: torch.Tensor) -> bool:
+    """Whether the pixels of ``x`` are the rows of a matrix without gaps, as :func:`rows` shows them."""
+    return x.is_contiguous(memory_format=torch.channels_last)
+
+
+def rows(x: torch.Tensor) -> torch.Tensor:
+    """Return the pixels of an activation [N, C, H, W] as the rows of a matrix [N·H·W, C], a view in channels_last."""
+    return x.movedim(1, 3).flatten(0, 2)

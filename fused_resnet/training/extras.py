@@ -6,7 +6,7 @@ from importlib.util import find_spec
 PACKAGES = {"numpy": ("numpy", "train"), "tqdm": ("tqdm", "train")}
 OF_A_RUN = {"matplotlib": ("matplotlib", "train")}
 OF_DATA = {
-    "digits": {"sklearn": ("scikit-learn", "train")},
+    **{name: {"sklearn": ("scikit-learn", "train")} for name in ("digits", "digits8x8")},
     **{name: {"torchvision": ("torchvision", "vision")} for name in ("cifar10", "cifar100", "imagenet", "folder")},
 }
 

@@ -5,6 +5,7 @@ import math
 import sys
 import time
 import warnings
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -267,8 +268,13 @@ class Trainer:
         self.folder.write_checkpoint(self.state_dict())
         self.saved = time.monotonic()
 
-    def run(self) -> None:
+    def run(self, report: Callable[[EpochMetrics], None] | None = None) -> None:
         """Train for the steps that are left, keeping checkpoint and metrics.
+
+        Parameters
+        ----------
+        report : callable, optional
+            Is told of each epoch, on rank 0; by default a line of it is printed.
 
         Raises
         ------
@@ -283,18 +289,18 @@ class Trainer:
                 self.history.append(row)
                 self.progress = self.next_epoch()
                 if self.world.first:
-                    self.report(row)
+                    # first: if only this is written, the epoch is run and written again
+                    self.folder.write_metrics(self.history)
+                    self.save()
+                    (report or self.print_epoch)(row)
         if not self.world.first:
             return
         with replacing(self.folder.curves) as file:
             title = f"{self.recipe.model} on {self.recipe.data}, {'fused' if self.recipe.fuse else 'stock'} blocks"
             draw_curves(self.history, title, file)
 
-    def report(self, row: EpochMetrics) -> None:
-        """Keep and print an epoch's result."""
-        # first: if only this is written, the epoch is run and written again
-        self.folder.write_metrics(self.history)
-        self.save()
+    def print_epoch(self, row: EpochMetrics) -> None:
+        """Print a line of an epoch."""
         speed, ranks = row.images_per_second, self.world.world_size
         print(
             f"epoch {row.epoch:3d}/{self.epochs}   lr {row.lr:.4f}   "

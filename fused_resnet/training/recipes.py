@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Any
 
+from fused_resnet import models
 from fused_resnet.training.recipe import Recipe, require
 
 # the paper's: sections 4.2 and 3.4. It divides ImageNet's learning rate when the error plateaus; the epochs are those
@@ -12,6 +13,7 @@ RECIPES = {
     "digits": Recipe(),
     "cifar": dataclasses.replace(
         PAPER,
+        shortcut="A",  # "in all cases", section 4.2
         data="cifar10",
         epochs=None,
         iterations=64_000,
@@ -25,6 +27,7 @@ RECIPES = {
 }
 RECIPE_OF_DATA = {
     "digits": "digits",
+    "digits8x8": "digits",
     "cifar10": "cifar",
     "cifar100": "cifar",
     "imagenet": "imagenet",
@@ -61,6 +64,10 @@ def named(name: str | None = None, **changes: Any) -> Recipe:
         changes.setdefault("iterations", None)
     elif "iterations" in changes:
         changes.setdefault("epochs", None)
-    if name == "cifar" and changes.get("model", recipe.model).endswith(WARMED_UP):
-        changes.setdefault("warmup", WARMUP_ITERATIONS / 64_000)
+    if name == "cifar":
+        model = changes.get("model", recipe.model)
+        if model.endswith(WARMED_UP):
+            changes.setdefault("warmup", WARMUP_ITERATIONS / 64_000)
+        if model not in models.names() or not model.startswith("resnet"):
+            changes.setdefault("shortcut", None)
     return dataclasses.replace(recipe, **changes)

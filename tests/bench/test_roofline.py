@@ -1,15 +1,23 @@
 import pytest
 import torch
 
+from fused_resnet import models
 from fused_resnet.bench.block import distinct_blocks
 from fused_resnet.bench.ceilings import ARITHMETIC_PART, BANDWIDTH_PART, Ceilings
 from fused_resnet.bench.memory import activation_bytes
 from fused_resnet.bench.network import NetworkStep, Workload
 from fused_resnet.bench.peers import DTYPES, STOCK_PEER, Peer
-from fused_resnet.bench.roofline import SCHEMES, block_shapes, count, network_shapes, operation_bytes, parameter_bytes
+from fused_resnet.bench.roofline import (
+    TRACED,
+    block_shapes,
+    count,
+    network_shapes,
+    operation_bytes,
+    parameter_bytes,
+    traced,
+)
 from fused_resnet.bench.settings import Settings
 from fused_resnet.bench.suites.ceilings import ceilings, measure_ceilings
-from fused_resnet.ops.pointwise_conv_norm import config
 
 
 def test_a_resnet50_is_that_of_the_paper():
@@ -26,43 +34,74 @@ def test_a_resnet50_is_that_of_the_paper():
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 @pytest.mark.parametrize("model", ["resnet18", "resnet50", "resnet20"])
 @pytest.mark.parametrize(
-    ("scheme", "peer"), [("eager", STOCK_PEER), ("norm", Peer("fused", "auto")), ("lean", Peer("lean"))]
+    ("scheme", "peer"), [("eager", STOCK_PEER), ("fused", Peer("fused", "auto")), ("lean", Peer("lean"))]
 )
-def test_saved_activations_are_those_that_autograd_keeps(scheme, peer, model, dtype, monkeypatch):
-    monkeypatch.setattr(config, "FAST", {})  # "norm" keeps every y
+def test_saved_activations_are_those_that_autograd_keeps(scheme, peer, model, dtype):
     size = 32 if model == "resnet20" else 128
     batch = 4
     step = NetworkStep(Workload(model, batch, size, dtype, torch.device("cpu")), peer)
     kept = activation_bytes(lambda: step.loss(step.logits()), step.state())
     shapes = network_shapes(model, size)
-    counted = count(shapes, scheme, element_size=DTYPES[dtype].itemsize, batch_size=batch)
+    if scheme in TRACED:
+        input_shape = (batch, 3, size, size)
+        counted = traced(
+            models.create(model), shapes, scheme, input_shape=input_shape, dtype=DTYPES[dtype], engine="cpu"
+        )
+    else:
+        counted = count(shapes, scheme, element_size=DTYPES[dtype].itemsize, batch_size=batch)
     # the classifier's input, the loss and vectors of channels are not counted
     assert batch * counted.saved == pytest.approx(kept, rel=0.03)
 
 
 def test_traffic_of_one_block_by_hand():
     """ResNet-20's first block: two 3x3 convolutions of 16 channels, 32x32, an identity shortcut, float32."""
-    shapes = block_shapes(distinct_blocks("resnet20", 32)[0])
+    shape = distinct_blocks("resnet20", 32)[0]
+    shapes = block_shapes(shape)
     y = 16 * 32 * 32
     convolutions = 2 * 3 * 2  # two, three directions, each reads one and writes one
     batch = 8
     parameters = sum(shape.numel() for shape in (torch.empty(2, 16, 16, 3, 3), torch.empty(4, 16)))
     fixed = parameters * parameter_bytes(4) / batch
-    passes = {"eager": 13 + 16 + 3, "pointwise": 10 + 12 + 1, "norm": 10 + 11 + 4, "lean": 10 + 11 + 4}
-    for scheme in SCHEMES:
+    for scheme, passes in {"eager": 13 + 16 + 3, "pointwise": 10 + 12 + 1}.items():
         traffic = count(shapes, scheme, element_size=4, batch_size=batch)
-        assert traffic.bytes == 4 * y * (convolutions + passes[scheme]) + fixed
+        assert traffic.bytes == 4 * y * (convolutions + passes) + fixed
+        assert traffic.flop == 2 * 3 * 2 * y * 16 * 9
+    # forward statistics 1, apply 2 or 3; backward reduce 2 or 3, apply 3 or 4, z rebuilt 2; dx, g, z → dx
+    passes = (1 + 2) + (1 + 3) + (3 + 4 + 2) + (2 + 3) + 4
+    for scheme in TRACED:
+        block = models.create("resnet20").get_submodule(shape.name)
+        traffic = traced(
+            block, shapes, scheme, input_shape=(batch, *shape.input), dtype=torch.float32, engine="reference"
+        )
+        # weights and vectors of channels beside: each convolution reads or writes its weight
+        assert traffic.bytes == pytest.approx(4 * y * (convolutions + passes) + fixed, rel=0.001)
         assert traffic.flop == 2 * 3 * 2 * y * 16 * 9
 
 
 def test_traffic_of_a_block_end_without_its_output_by_hand():
-    """ResNet-50's second block: 256 → 64 → 64 → 256 at 56x56, an identity shortcut."""
-    shapes = block_shapes(distinct_blocks("resnet50", 224)[1])
+    """ResNet-50's second block: 256 → 64 → 64 → 256 at 56x56, an identity shortcut, on a GPU."""
+    shape = distinct_blocks("resnet50", 224)[1]
+    shapes = block_shapes(shape)
     y, x = 256 * 56 * 56, 64 * 56 * 56
-    norm, lean = (count(shapes, scheme, element_size=2, batch_size=8) for scheme in ("norm", "lean"))
-    assert lean.bytes - norm.bytes == 2 * ((3 - 7) * y + (3 - 4) * y + 9 * x)
-    assert lean.flop - norm.flop == 2 * 2 * 56 * 56 * 64 * 64
-    assert norm.saved - lean.saved == 2 * y
+    fused, lean = (
+        traced(
+            models.create("resnet50").get_submodule(shape.name),
+            shapes,
+            scheme,
+            input_shape=(8, *shape.input),
+            dtype=torch.bfloat16,
+            engine="triton",
+        )
+        for scheme in ("fused", "lean")
+    )
+    # fused: z of the unit before and y written, both read, statistics; lean: x read for statistics, again for z
+    forward = 2 * x + (x + y) + y + 3 * y, x + (x + 2 * y)
+    # fused: reduce; apply, with G for the shortcut; z of the unit before; dgrad, wgrad. lean: G; wgrad; dgrad
+    backward = 3 * y + 5 * y + 2 * x + 2 * (x + y), 3 * y + (x + y) + (2 * x + y)
+    saves = forward[0] - forward[1] + backward[0] - backward[1]
+    assert fused.bytes - lean.bytes == pytest.approx(2 * saves, rel=0.01)
+    assert lean.flop - fused.flop == 2 * 56 * 56 * (64 * 256 + 2 * 64 * 64)
+    assert fused.saved - lean.saved == pytest.approx(2 * y, rel=0.01)
 
 
 @pytest.mark.parametrize(("shortcut", "forward", "both"), [("none", 3, 8), ("residual", 4, 12), ("dual", 5, 13)])

@@ -63,6 +63,14 @@ def test_features_leave_the_weights_of_the_classifier_out(tmp_path, trained):
     assert torch.equal(features.layer3[2].conv2.weight, trained.layer3[2].conv2.weight)
 
 
+def test_trained_norms_are_loaded_into_frozen_ones(tmp_path, trained):
+    frozen = pytest.importorskip("torchvision").ops.FrozenBatchNorm2d
+    torch.save(trained.state_dict(), tmp_path / "weights.pt")
+    model = models.create("resnet20", num_classes=7, norm_layer=frozen, weights=tmp_path / "weights.pt")
+    images = torch.randn(2, 3, 32, 32)
+    torch.testing.assert_close(model(images), trained.eval()(images))
+
+
 def test_weights_of_another_network_are_refused(tmp_path, trained):
     torch.save(trained.state_dict(), tmp_path / "weights.pt")
     with pytest.raises(

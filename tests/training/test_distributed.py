@@ -160,7 +160,7 @@ def test_rank_0_alone_prints_and_writes(by_two):
     assert [line[:11] for line in epochs] == ["epoch   1/2", "epoch   2/2"]
     assert all(" images/s, " in line and line.endswith(" a rank") for line in epochs)
     assert last.startswith("test error")
-    assert launch.errors == []
+    assert launch.err == ""
     assert {path.name for path in folder.path.iterdir()} == {
         "checkpoint.pt",
         "config.json",

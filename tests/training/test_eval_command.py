@@ -115,7 +115,7 @@ def test_weights_by_name_are_the_models_own(picture_folder, monkeypatch, capsys)
         (("nowhere",), "no checkpoint to evaluate: nowhere does not exist"),
         (("text.pth",), "text.pth is damaged or no checkpoint"),
         (("weights.pth",), "--model must be the name of the network that these weights are for; got none"),
-        (("weights.pth", "--model", "resnet20"), "--data must be one of digits, cifar10"),
+        (("weights.pth", "--model", "resnet20"), "--data must be one of digits, digits8x8, cifar10"),
         (("weights.pth", "--model", "resnet19", "--data", "digits"), "model must be one of"),
         (("weights.pth", "--model", "resnet20", "--data", "digits"), "weights weights.pth do not fit this resnet20"),
         (("list.pth", "--model", "resnet20", "--data", "digits"), "weights list.pth must be a state_dict"),

@@ -108,7 +108,7 @@ def test_a_finished_run_resumes_to_its_last_line(tiny_digits, tmp_path, capsys):
         (("--model", "resnet19"), "model must be one of resnet18, "),
         (
             ("--data", "mnist"),
-            "data must be one of digits, cifar10, cifar100, imagenet, folder, synthetic; got 'mnist'",
+            "data must be one of digits, digits8x8, cifar10, cifar100, imagenet, folder, synthetic; got 'mnist'",
         ),
         (("--data", "cifar10"), "data cifar10 was looked for in data/cifar10/cifar-10-batches-py and is not there"),
         (("--data", "imagenet"), "data imagenet was looked for in data/imagenet/"),

@@ -76,8 +76,8 @@ SUITES = {
         ),
         Suite(
             "block",
-            "forward and backward of every distinct residual block; the limit is what the roofline's 'norm' moves and "
-            "computes",
+            "forward and backward of every distinct residual block; the limit is what the roofline's 'fused' moves "
+            "and computes",
             {"model": 9, "block": 8, "input": 10, "dtype": 5},
             measure_block,
             limited=True,
@@ -105,7 +105,7 @@ SUITES = {
         ),
         Suite(
             "roofline",
-            "what a training step moves, keeps and can reach, counted from shapes",
+            "what a training step moves, keeps and can reach: stock and compiled counted from shapes, fused traced",
             {"model": 9, "dtype": 5, "figure": 26},
             measure_roofline,
             contest=False,

@@ -3,11 +3,12 @@
 from collections.abc import Iterator
 from functools import partial
 
+from fused_resnet import models
 from fused_resnet.bench.block import BlockStep, distinct_blocks
 from fused_resnet.bench.harness import make_clock, take_turns
 from fused_resnet.bench.peers import DTYPES, forget_compiled
-from fused_resnet.bench.roofline import block_shapes, count
-from fused_resnet.bench.rows import Row
+from fused_resnet.bench.roofline import block_shapes, traced
+from fused_resnet.bench.rows import FUSED, Row
 from fused_resnet.bench.settings import Settings
 from fused_resnet.bench.suites.ceilings import ceilings
 from fused_resnet.bench.suites.contest import Runs, capture_all, refusals, rows_by_engine
@@ -28,11 +29,13 @@ def measure_block(settings: Settings) -> Iterator[Row]:
                 if settings.cuda_graph:
                     runs = capture_all(runs, settings.device, refused)
                 values = take_turns(runs, clock, warmup=3, repeats=settings.op_repeats)
-                traffic = count(
+                traffic = traced(
+                    models.create(model).get_submodule(shape.name).to(settings.device),
                     block_shapes(shape),
-                    "norm",
-                    element_size=DTYPES[dtype].itemsize,
-                    batch_size=settings.batch_size,
+                    FUSED,
+                    input_shape=(settings.batch_size, *shape.input),
+                    dtype=DTYPES[dtype],
+                    engine=settings.engines[0],
                 )
                 limit = ceilings(settings, dtype).limit(
                     settings.batch_size * traffic.bytes, settings.batch_size * traffic.flop

@@ -9,12 +9,11 @@ not yet from a GPU.
 
 from typing import NamedTuple
 
+from fused_resnet.engines import GPU_NAMES
 from fused_resnet.ops.batch_norm_act.config import MAX_PARTS, ceil_div, power_of_two
+from fused_resnet.tuning import tuning
 
-# The most inputs of such a convolution, by engine and bytes of an element; others have not been measured, or lose, and
-# keep every output.  In half precision the CPU's sums are made in float32, which costs more than is saved.
-FAST = {("cpu", 4): 64}
-# The most where memory counts for more than time: from here on K·K·N outgrows the passes themselves.
+# The most inputs where memory counts for more than time: from here on K·K·N outgrows the passes themselves.
 LEAN = 256
 
 LEAST = 16  # of each side of a product: smaller ones are padded
@@ -95,6 +94,15 @@ def input_gradient(inputs: int, itemsize: int) -> Tile:
     return Tile(128, side(inputs, 256 // itemsize), 128 // itemsize, 8, 2)
 
 
+def finish(inputs: int, outputs: int) -> Tile:
+    """Return how the sums are finished: outputs of a program, or inputs (rows), and the depth of a step.
+
+    Little work that a launch should not wait for: 16 of either give 16 programs or more where there are 256.  Its
+    products are float32's, outside the tensor cores.
+    """
+    return Tile(LEAST, LEAST, side(min(inputs, outputs), 32), 4, 1)
+
+
 def parts(rows: int, tile_rows: int, tiles: int, programs: int) -> tuple[int, int]:
     """Cut a reduction over ``rows`` whose parts are ``tiles`` programs each; returns (parts, rows of a part).
 
@@ -108,4 +116,8 @@ def parts(rows: int, tile_rows: int, tiles: int, programs: int) -> tuple[int, in
 
 def pays(engine: str, memory: str, inputs: int, outputs: int, itemsize: int) -> bool:
     """Whether to do without the output of a 1×1 convolution with these channels and activations of this size."""
-    return outputs >= 2 * inputs and inputs <= (LEAN if memory == "lean" else FAST.get((engine, itemsize), 0))
+    if memory == "lean":
+        most = LEAN
+    else:
+        most = tuning("cuda" if engine in GPU_NAMES else "cpu").most_inputs.get((engine, itemsize), 0)
+    return outputs >= 2 * inputs and inputs <= most

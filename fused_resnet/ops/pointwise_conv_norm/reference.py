@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from fused_resnet.ops.batch_norm_act import reference as batch_norm
-from fused_resnet.ops.library import accumulation_dtype
+from fused_resnet.ops.library import accumulation_dtype, rows
 
 
 def pointwise_conv_norm_act(
@@ -77,11 +77,6 @@ def pointwise_conv_norm_backward(
 def input_of(x: Tensor, x_affine: Tensor | None, x_relu: bool) -> Tensor:
     """Return ``u``, the input of the convolution."""
     return x if x_affine is None else batch_norm.batch_norm_act(x, x_affine, None, None, x_relu)
-
-
-def rows(x: Tensor) -> Tensor:
-    """Return the pixels of an activation as the rows of a matrix."""
-    return x.movedim(1, 3).flatten(0, 2)
 
 
 def finish(

@@ -17,7 +17,7 @@ from torch import Tensor
 from fused_resnet.ops.batch_norm_act.config import ceil_div
 from fused_resnet.ops.batch_norm_act.triton import add_parts, merge_moments, scale_shift, split_program
 from fused_resnet.ops.launch import multiprocessors
-from fused_resnet.ops.pointwise_conv_norm import config, reference
+from fused_resnet.ops.pointwise_conv_norm import config
 
 __all__ = ["pointwise_conv_norm_act", "pointwise_conv_norm_backward"]
 
@@ -322,6 +322,135 @@ def _dgrad_kernel(
     tl.store(du + rows[:, None] * K + columns[None, :], total.to(du.dtype.element_ty), exists & mask[None, :])
 
 
+@triton.jit
+def _finish_weights_kernel(
+    sums,
+    sum_grad,
+    w,
+    moments,
+    weight,
+    d_weight,
+    d_gamma,
+    folded,
+    slope,
+    K,
+    N,
+    count,
+    eps,
+    WEIGHT: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """``dγ = rstd·⟨R, W⟩``, ``slope = k = rstd·dγ/m``, ``dW = a·(R − k·W·S)`` and ``Wa = a·W``, N outputs at a time.
+
+    sums [K·N + K·K + K] hold ``vᵀG``, ``vᵀv`` and ``Σv``; R and S are those of ``u`` about its mean, which differ by
+    what c missed of it.
+    """
+    outputs = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    there = outputs < N
+    gram = sums + K * N
+    var = tl.load(moments + N + outputs, there, 1.0)
+    rstd = 1.0 / tl.sqrt(var.to(tl.float64) + eps)
+    a = rstd
+    if WEIGHT:
+        a = rstd * tl.load(weight + outputs, there, 0.0).to(tl.float64)
+    a = a.to(tl.float32)[:, None]
+    g = tl.load(sum_grad + outputs, there, 0.0)
+    product = tl.zeros((BLOCK_N,), tl.float64)
+    for k in range(0, K, BLOCK_K):
+        inputs = k + tl.arange(0, BLOCK_K)
+        r = _weight_sums(sums, g, inputs, outputs, K, N, count)
+        tile = _tile(w, outputs, inputs, N, K).to(tl.float32)
+        tl.store(
+            folded + outputs[:, None] * K + inputs[None, :],
+            (a * tile).to(folded.dtype.element_ty),
+            there[:, None] & (inputs < K)[None, :],
+        )
+        product += tl.sum(r.to(tl.float64) * tile.to(tl.float64), 1)
+    gamma = rstd * product
+    tl.store(d_gamma + outputs, gamma.to(tl.float32), there)
+    s = (rstd * gamma / count).to(tl.float32)
+    tl.store(slope + outputs, s, there)
+    for k in range(0, K, BLOCK_K):
+        inputs = k + tl.arange(0, BLOCK_K)
+        correction = tl.zeros((BLOCK_N, BLOCK_K), tl.float32)
+        for j in range(0, K, BLOCK_K):
+            others = j + tl.arange(0, BLOCK_K)
+            missed, other_missed = _missed(sums, inputs, K, N, count), _missed(sums, others, K, N, count)
+            square = _tile(gram, others, inputs, K, K) - count * other_missed[:, None] * missed[None, :]
+            scaled = s[:, None] * _tile(w, outputs, others, N, K).to(tl.float32)
+            correction = tl.dot(scaled, square, correction, input_precision="ieee")
+        d = a * (_weight_sums(sums, g, inputs, outputs, K, N, count) - correction)
+        tl.store(d_weight + outputs[:, None] * K + inputs[None, :], d, there[:, None] & (inputs < K)[None, :])
+
+
+@triton.jit
+def _finish_mixing_kernel(
+    sums,
+    sum_grad,
+    w,
+    slope,
+    folded,
+    mixing,
+    row,
+    K,
+    N,
+    count,
+    PARTS: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_J: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """``−M = −(k·W)ᵀ·Wa`` in PARTS parts of the dtype, high and low, and ``−(ΣG/m)·Wa + (Σv/m)·M``, K inputs at a time.
+
+    The row is what every pixel gets; its error would be that of every pixel, so that it is added up in float64.
+    """
+    columns = tl.program_id(0) * BLOCK_K + tl.arange(0, BLOCK_K)
+    mask = columns < K
+    total = tl.zeros((BLOCK_K,), tl.float64)
+    for n in range(0, N, BLOCK_N):
+        outputs = n + tl.arange(0, BLOCK_N)
+        g = tl.load(sum_grad + outputs, outputs < N, 0.0).to(tl.float64) / count
+        total -= tl.sum(g[:, None] * _tile(folded, outputs, columns, N, K).to(tl.float64), 0)
+    for j in range(0, K, BLOCK_J):
+        inputs = j + tl.arange(0, BLOCK_J)
+        m = tl.zeros((BLOCK_J, BLOCK_K), tl.float32)
+        for n in range(0, N, BLOCK_N):
+            outputs = n + tl.arange(0, BLOCK_N)
+            s = tl.load(slope + outputs, outputs < N, 0.0)
+            scaled = s[:, None] * _tile(w, outputs, inputs, N, K).to(tl.float32)
+            m = tl.dot(
+                tl.trans(scaled), _tile(folded, outputs, columns, N, K).to(tl.float32), m, input_precision="ieee"
+            )
+        rest = -m
+        missed = _missed(sums, inputs, K, N, count)
+        for part in tl.static_range(PARTS):
+            rounded = rest.to(mixing.dtype.element_ty)
+            at = part * K * K + inputs[:, None] * K + columns[None, :]
+            tl.store(mixing + at, rounded, (inputs < K)[:, None] & mask[None, :])
+            total -= tl.sum(missed[:, None] * rounded.to(tl.float32), 0).to(tl.float64)
+            rest -= rounded.to(tl.float32)
+    tl.store(row + columns, total.to(tl.float32), mask)
+
+
+@triton.jit
+def _tile(matrix, rows, columns, M, N):
+    """A tile of a matrix [M, N], 0 outside."""
+    return tl.load(matrix + rows[:, None] * N + columns[None, :], (rows < M)[:, None] & (columns < N)[None, :], 0.0)
+
+
+@triton.jit
+def _missed(sums, inputs, K, N, count):
+    """What c missed of the mean of ``u``: ``Σv/m``."""
+    return tl.load(sums + K * N + K * K + inputs, inputs < K, 0.0) / count
+
+
+@triton.jit
+def _weight_sums(sums, g, inputs, outputs, K, N, count):
+    """``R = Gᵀv − ΣG·(Σv/m)``, a tile [outputs, inputs]; g is ``ΣG``."""
+    return tl.trans(_tile(sums, inputs, outputs, K, N)) - g[:, None] * _missed(sums, inputs, K, N, count)[None, :]
+
+
 # ---- the functions of reference.py
 
 
@@ -401,36 +530,32 @@ def pointwise_conv_norm_backward(
             precision, cut.depth, cut.columns, cut.rows, cut.stages, num_warps=cut.warps,
         )  # fmt: skip
         add_parts(partial, sums)
-    product, gram, missed = sums[0].split((inputs * outputs, inputs * inputs, inputs))
-    # v is centred at c, the formulas at the mean: what c missed of it
-    missed = missed / max(rows, 1)
-    weight_sums = torch.addr(product.view(inputs, outputs), missed, sum_grad, alpha=-1).T
-    gram = torch.addr(gram.view(inputs, inputs), missed, missed, alpha=-rows)
-    d_conv_weight, grad_weight, folded, mixing, row = reference.finish(
-        weight_sums, gram, sum_grad, conv_weight, moments, weight, eps, rows
-    )
+    w = conv_weight.flatten(1).contiguous()
+    d_conv_weight, folded = w.new_empty(outputs, inputs, 1, 1, dtype=torch.float32), torch.empty_like(w)
+    grad_weight, slope = (torch.empty_like(sum_grad) for _ in range(2))
+    cut = config.finish(inputs, outputs)
+    _finish_weights_kernel[ceil_div(outputs, cut.columns),](
+        sums, sum_grad, w, moments, weight, d_conv_weight, grad_weight, folded, slope, inputs, outputs,
+        float(max(rows, 1)), eps, weight is not None, cut.columns, cut.depth, num_warps=cut.warps,
+    )  # fmt: skip
     if not wants_input:
         return grad.new_empty(0), d_conv_weight, grad_weight
     du = torch.empty_like(x)
     if rows:
-        negative = _in_parts(-mixing, grad.dtype)
-        row = row - missed @ negative.sum(0, dtype=torch.float32)
+        parts = 1 if x.dtype is torch.float32 else 2  # of M in the dtype: rounded once, it would show in the sums of dβ
+        mixing, row = w.new_empty(parts, inputs, inputs), slope.new_empty(inputs)
+        _finish_mixing_kernel[ceil_div(inputs, cut.rows),](
+            sums, sum_grad, w, slope, folded, mixing, row, inputs, outputs, float(rows), parts, cut.depth, cut.depth,
+            cut.rows, num_warps=cut.warps,
+        )  # fmt: skip
         cut = config.input_gradient(inputs, x.itemsize)
         if precision == "tf32":  # in three products, as good as float32: M was made of a Wa that is not cut off
             precision = "tf32x3"
         _dgrad_kernel[ceil_div(rows, cut.rows) * ceil_div(inputs, cut.columns),](
-            grad, x, prologue, folded.to(grad.dtype), negative, row, du, rows, inputs, outputs, len(negative),
+            grad, x, prologue, folded, mixing, row, du, rows, inputs, outputs, parts,
             precision, cut.rows, cut.columns, cut.depth, cut.stages, num_warps=cut.warps,
         )  # fmt: skip
     return du, d_conv_weight, grad_weight
-
-
-def _in_parts(values: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return float32 values as what they are in a dtype and, but for float32, what its rounding left of them."""
-    high = values.to(dtype)
-    if dtype is torch.float32:
-        return high[None]
-    return torch.stack((high, (values - high).to(dtype)))
 
 
 def _prologue(x: Tensor, x_affine: Tensor | None, x_relu: bool) -> Tensor:

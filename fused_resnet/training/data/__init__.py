@@ -25,7 +25,7 @@ __all__ = [
     "names",
 ]
 
-NAMES = ("digits", "cifar10", "cifar100", "imagenet", "folder", "synthetic")
+NAMES = ("digits", "digits8x8", "cifar10", "cifar100", "imagenet", "folder", "synthetic")
 
 
 def names() -> list[str]:
@@ -52,12 +52,13 @@ def load(
     Parameters
     ----------
     name : str
-        ``digits`` is bundled with scikit-learn; ``cifar10`` and ``cifar100`` are read as torchvision keeps them;
-        ``imagenet`` and ``folder`` hold ``train/CLASS/IMAGE`` and ``val/CLASS/IMAGE``; ``synthetic`` is noise.
+        ``digits`` is bundled with scikit-learn, ``digits8x8`` is the same at its own size; ``cifar10`` and ``cifar100``
+        are read as torchvision keeps them; ``imagenet`` and ``folder`` hold ``train/CLASS/IMAGE`` and
+        ``val/CLASS/IMAGE``; ``synthetic`` is noise.
     folder : Path, optional
         Where it is; ``data/NAME`` by default.
     image_size : int
-        Height and width of a crop of ``imagenet`` and ``folder``, and of ``synthetic``; the others are 32x32.
+        Height and width of a crop of ``imagenet`` and ``folder``, and of ``synthetic``.
     workers : int, optional
         Processes that decode files.
     device : torch.device
@@ -76,6 +77,8 @@ def load(
     match name:
         case "digits":
             return load_digits(device)
+        case "digits8x8":
+            return load_digits(device, size=8)
         case "cifar10" | "cifar100":
             return load_cifar(name, folder, device)
         case "imagenet" | "folder":

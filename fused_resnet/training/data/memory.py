@@ -101,8 +101,8 @@ def ten_crops(images: Tensor, padding: str) -> Tensor:
     return torch.stack([*views, *(view.flip(3) for view in views)], dim=1)
 
 
-def load_digits(device: torch.device) -> InMemory:
-    """Return scikit-learn's handwritten digits: 1797 gray images of 8x8 in 10 classes, enlarged to 32x32.
+def load_digits(device: torch.device, size: int = 32) -> InMemory:
+    """Return scikit-learn's handwritten digits: 1797 gray images of 8x8 in 10 classes, enlarged to `size`.
 
     Four in five are for training, one in five for testing, in each class alike; the split is the same in every run.
     """
@@ -111,7 +111,7 @@ def load_digits(device: torch.device) -> InMemory:
 
     digits = bundled_digits()
     images = torch.from_numpy(digits.images).float().unsqueeze(1)
-    images = F.interpolate(images, size=(32, 32), mode="bilinear", align_corners=False).to(device)
+    images = F.interpolate(images, size=(size, size), mode="bilinear", align_corners=False).to(device)
     labels = torch.from_numpy(digits.target).long().to(device)
 
     train, test = train_test_split(range(len(labels)), test_size=0.2, stratify=digits.target, random_state=0)

@@ -1,0 +1,123 @@
+"""The ``fused-resnet warm`` command: compiles a network's Triton kernels before a job needs them.
+
+Triton compiles a kernel when it is first launched, about a second for each, and keeps it on disk; what it keeps is
+found by every later process of the same versions on the same kind of GPU. Here several processes launch the kernels of
+different blocks at once.
+"""
+
+import argparse
+import os
+import sys
+import time
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing import get_context
+
+import torch
+
+from fused_resnet import models
+from fused_resnet.bench.block import BlockShape, BlockStep, distinct_blocks
+from fused_resnet.bench.command import read_device
+from fused_resnet.bench.network import NetworkStep, Workload
+from fused_resnet.bench.peers import DTYPES, LEAN, Peer
+from fused_resnet.bench.rows import FUSED
+from fused_resnet.engines import EngineError, choose
+
+EXAMPLES = """\
+examples:
+  fused-resnet warm                                              ResNet-50 in bf16, 256 images of 224x224
+  fused-resnet warm resnet18 resnet50 --dtype bf16 fp16
+  TRITON_CACHE_DIR=/shared/triton fused-resnet warm resnet50     once for all nodes of a cluster
+
+Take the batch size of the job: some kernels are compiled for what a number of images is divisible by.
+"""
+
+PEERS = {"fast": FUSED, "lean": LEAN}
+
+
+def warm_block(shape: BlockShape, workload: Workload, peer: Peer) -> None:
+    """Run a block once, forward and backward, which compiles all that its kernels need."""
+    BlockStep(*BlockStep.make(shape, workload.batch_size, workload.dtype, workload.device), peer)()
+    if workload.device.type == "cuda":
+        torch.cuda.synchronize(workload.device)
+
+
+def warm(workload: Workload, peer: Peer, processes: int) -> float:
+    """Compile a network's kernels, its blocks' by several processes at once.
+
+    Parameters
+    ----------
+    workload : Workload
+        The network, its images and its dtype.
+    peer : Peer
+        With the engine.
+    processes : int
+        At once; each has a context on the GPU and a block's activations.
+
+    Returns
+    -------
+    The seconds of the whole network's first step, afterwards, in a process that has compiled nothing itself.
+    """
+    from tqdm import tqdm
+
+    shapes = distinct_blocks(workload.model, workload.image_size)
+    with (
+        ProcessPoolExecutor(min(processes, len(shapes)), mp_context=get_context("spawn")) as pool,
+        tqdm(total=len(shapes), unit=" blocks", leave=False, disable=not sys.stdout.isatty()) as bar,
+    ):
+        for done in as_completed([pool.submit(warm_block, shape, workload, peer) for shape in shapes]):
+            done.result()
+            bar.update()
+    step = NetworkStep(workload, peer)
+    start = time.perf_counter()
+    step()
+    if workload.device.type == "cuda":
+        torch.cuda.synchronize(workload.device)
+    return time.perf_counter() - start
+
+
+def add_warm(subcommands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Declare ``warm``."""
+    parser = subcommands.add_parser(
+        "warm",
+        help="compile a network's Triton kernels before a job",
+        description="Compile the kernels that a network's training needs, so that the first step of a job does not.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("models", nargs="*", default=["resnet50"], metavar="NAME", help="(default: resnet50)")
+    parser.add_argument("--dtype", nargs="+", choices=list(DTYPES), default=["bf16"], help="(default: bf16)")
+    parser.add_argument("--batch-size", type=int, default=256, metavar="N", help="images (default: %(default)s)")
+    parser.add_argument("--image-size", type=int, default=224, metavar="PIXELS", help="(default: %(default)s)")
+    parser.add_argument("--memory", choices=list(PEERS), default="fast", help="as for fuse (default: %(default)s)")
+    parser.add_argument("--device", default="cuda", help="cuda, cuda:1 ... (default: %(default)s)")
+    parser.add_argument(
+        "--processes", type=int, default=min(8, os.cpu_count() or 1), metavar="N", help="at once (default: %(default)s)"
+    )
+    parser.set_defaults(run=run_warm)
+
+
+def run_warm(options: argparse.Namespace) -> int:
+    """Compile, and say how long a first step takes now; return 0, 2 for bad input."""
+    try:
+        for name in ("batch_size", "processes", "image_size"):
+            least = 32 if name == "image_size" else 1
+            if getattr(options, name) < least:
+                raise ValueError(f"--{name.replace('_', '-')} must be at least {least}, got {getattr(options, name)}")
+        unknown = [name for name in options.models if name not in models.names()]
+        if unknown:
+            raise ValueError(f"NAME must be one of {', '.join(models.names())}; got {', '.join(unknown)}")
+        device = read_device(options.device)
+        for dtype in options.dtype:
+            if (engine := choose("auto", device.type, DTYPES[dtype])) != "triton":
+                raise ValueError(f"the engine {engine} serves {dtype} on {device}, whose kernels are compiled already")
+        for model in options.models:
+            for dtype in options.dtype:
+                workload = Workload(model, options.batch_size, options.image_size, dtype, device)
+                start = time.perf_counter()
+                first = warm(workload, Peer(PEERS[options.memory], "triton"), options.processes)
+                seconds = time.perf_counter() - start
+                print(f"{model} {dtype}: compiled in {seconds:.1f} s; a first step takes {first:.1f} s", flush=True)
+    except (ValueError, EngineError) as error:
+        print(f"fused-resnet warm: error: {error}", file=sys.stderr)
+        return 2
+    return 0

@@ -1,0 +1,117 @@
+"""What explain says of a training step: the kernels of a chain, traced without data."""
+
+import pytest
+import torch
+from torch import nn
+
+import fused_resnet
+from fused_resnet import cli, models
+from fused_resnet.steps import trace
+
+SHAPE = (4, 3, 32, 32)
+
+
+def small_bottlenecks(memory="fast"):
+    torch.manual_seed(0)
+    model = models.ResNet(models.Bottleneck, (1, 2), widths=(8, 16), small_images=True, num_classes=10)
+    return fused_resnet.fuse(model, memory=memory)
+
+
+def test_an_explained_model_is_not_changed():
+    model = small_bottlenecks()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    report = fused_resnet.explain(model, SHAPE)
+    assert all(row.steps is not None for row in report.fused)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert all(p.grad is None for p in model.parameters())
+    assert type(model).__name__ == "FusedResNet"
+
+
+def test_the_steps_are_those_that_a_step_runs():
+    """Without data and with: the same operations on activations, in the same order, forward and backward."""
+    block = small_bottlenecks().get_submodule("layer2.1")
+    traced = trace(block, (2, 64, 8, 8), None, input_grad=True)["", 0]
+    x = torch.randn(2, 64, 8, 8).to(memory_format=torch.channels_last).requires_grad_()
+    seen = []
+
+    class Operations(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            seen.append(func.name().partition(".")[0].partition("::")[2])
+            return func(*args, **(kwargs or {}))
+
+    with Operations():
+        block(x).backward(torch.ones(2, 64, 8, 8))
+    ours = {step.name for step in (*traced.forward, *traced.backward)} - {"convolution dgrad", "convolution wgrad"}
+    run = [name for name in seen if name in ours]
+    assert run == [step.name for step in (*traced.forward, *traced.backward) if step.name in ours]
+    backwards = [step.name for step in traced.backward if step.name.startswith("convolution ")]
+    assert len(backwards) <= 2 * seen.count("convolution_backward")
+
+
+def test_lean_keeps_less_than_fast():
+    fast, lean = (
+        fused_resnet.explain(small_bottlenecks(memory), SHAPE, dtype=torch.bfloat16) for memory in ("fast", "lean")
+    )
+    assert [row.reason for row in fast.fused[1:]] == [""] * 3
+    assert all("conv3" in row.reason for row in lean.fused[1:])
+    assert all(a.steps.kept > b.steps.kept for a, b in zip(fast.fused[1:], lean.fused[1:], strict=True))
+
+
+def test_a_module_that_is_called_twice_has_the_steps_of_both_calls():
+    block = models.BasicBlock(8, 8)
+    once, twice = (
+        trace(fused_resnet.fuse(nn.Sequential(*[block] * n)), (2, 8, 6, 6), None, input_grad=True) for n in (1, 2)
+    )
+    assert twice["0", 0].bytes == 2 * once["0", 0].bytes
+    assert twice["0", 0].flop == 2 * once["0", 0].flop
+
+
+def test_frozen_weights_have_no_gradient_steps():
+    model = small_bottlenecks()
+    for parameter in model.layer1.parameters():
+        parameter.requires_grad_(False)
+    model.conv1.weight.requires_grad_(False)
+    model.bn1.requires_grad_(False)
+    steps = trace(model, SHAPE, None)
+    assert steps["layer1.0", 0].backward == ()
+    assert steps["layer2.0", 0].backward != ()
+
+
+def test_an_input_that_the_model_does_not_take_is_named():
+    with pytest.raises(ValueError, match=r"takes no input of shape \(4, 5, 32, 32\): .*expected input"):
+        fused_resnet.explain(small_bottlenecks(), (4, 5, 32, 32))
+
+
+def test_the_report_has_a_line_for_all_chains_and_a_column_for_each(capsys):
+    assert cli.main(["explain", "resnet20", "--input-shape", "8", "3", "32", "32"]) == 0
+    head, total, stem, *_ = capsys.readouterr().out.splitlines()
+    assert head.endswith("what the chains move and compute in a step and keep for backward:")
+    for line in (total, stem):
+        assert [unit in line for unit in ("MB ", "GFLOP", "MB kept")] == [True] * 3
+
+
+def test_the_steps_of_one_module_fit_a_terminal(capsys):
+    assert cli.main(["explain", "resnet50", "--input-shape", "256", "3", "224", "224", "--steps", "layer1.0"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("layer1.0  conv1 bn1 relu")
+    assert [line.split()[0] for line in lines if not line.startswith(" ")] == ["layer1.0", "forward", "backward"]
+    assert max(map(len, lines[1:])) <= 100
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--steps", "layer1.0"], "--steps needs --input-shape N C H W"),
+        (
+            ["--input-shape", "8", "3", "32", "32", "--steps", "layer9"],
+            "--steps must be one of (FusedResNet), layer1.0",
+        ),
+        (["--input-shape", "8", "1", "32", "32"], "takes no input of shape (8, 1, 32, 32)"),
+    ],
+    ids=["no shape", "no such module", "no such input"],
+)
+def test_a_bad_request_is_answered_in_one_line(capsys, arguments, message):
+    assert cli.main(["explain", "resnet20", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("fused-resnet explain: error: ")
+    assert message in error
