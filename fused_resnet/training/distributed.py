@@ -74,18 +74,18 @@ class World:
             The others did not come.
         """
         require("timeout", timeout, timeout > 0, "above 0")
+        max_restarts = int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0))
         if int(os.environ.get("WORLD_SIZE", 1)) == 1:
-            return cls()
+            return cls(max_restarts=max_restarts)
         missing = [name for name in PLACE if name not in os.environ]
         if missing:
             raise ValueError(
                 f"WORLD_SIZE is {os.environ['WORLD_SIZE']} but {', '.join(missing)} are not set: start the processes "
                 f"with torchrun, or unset WORLD_SIZE to train in this one alone"
             )
-        max_restarts = int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0))
         rank, world_size, local_rank, local_world_size = (int(os.environ[name]) for name in PLACE)
         world = cls(rank, world_size, local_rank, local_world_size, max_restarts)
-        if world.max_restarts > 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        if max_restarts > 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
             # the store outlives the processes, and so do the addresses of the dead in it: pytorch/pytorch#135712
             raise ValueError(
                 "torchrun's --max-restarts needs TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 in the environment, and "

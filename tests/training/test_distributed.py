@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 
 from fused_resnet.cli import build_parser
-from fused_resnet.training import Recipe, RunFolder, Trainer, evaluate, named
+from fused_resnet.training import Recipe, RunFolder, Trainer, data, evaluate, named
 from fused_resnet.training.command import make_trainer
 from fused_resnet.training.distributed import RankFailed, World
 
@@ -299,6 +299,18 @@ def test_each_rank_has_a_gpu_of_its_own(monkeypatch):
         World(5, 8, 1, 2).device("cuda:0")
 
 
+def test_the_ranks_of_a_node_share_its_cores(picture_folder):
+    def workers(**sharing):
+        folders = data.Folders(
+            "folder", picture_folder, image_size=32, workers=None, device=torch.device("cpu"), **sharing
+        )
+        return folders.workers
+
+    cores = len(os.sched_getaffinity(0))
+    assert workers() == min(cores, 16)
+    assert workers(sharing=cores) == workers(sharing=8 * cores) == 1
+
+
 def test_an_environment_that_is_not_torchruns_is_named(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "0")
@@ -312,6 +324,8 @@ def test_what_restarts_need_is_said_before_the_first(monkeypatch, tmp_path):
         monkeypatch.setenv(name, value)
     with pytest.raises(ValueError, match="--max-restarts needs TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1"):
         World.join(timeout=1)
+    monkeypatch.setenv("WORLD_SIZE", "1")  # a process alone meets nobody
+    assert World.join(timeout=1) == World(max_restarts=3)
     with pytest.raises(ValueError, match=r"out must be named where torchrun has --max-restarts.*; got None"):
         make_trainer(build_parser().parse_args(["train"]), World(max_restarts=3))
 
