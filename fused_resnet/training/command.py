@@ -251,7 +251,8 @@ def train(options: argparse.Namespace, world: World) -> int:
             flush=True,
         )
     torch.backends.cudnn.benchmark = True  # every batch has the same shape
-    resume_hint = f"continue with: fused-resnet train --resume {path}"
+    program = "torchrun ... -m fused_resnet" if world.world_size > 1 else "fused-resnet"
+    resume_hint = f"continue with: {program} train --resume {path}"
     try:
         with world.contact():
             trainer.run()
@@ -291,18 +292,23 @@ def make_trainer(options: argparse.Namespace, world: World) -> Trainer:
     recipe = named(options.recipe, **given)
     path = world.of_first(options.out or default_folder(recipe))
     if world.max_restarts > 0:
-        named_folder = options.out is not None
-        require(
-            "out", options.out, named_folder, "named where torchrun has --max-restarts, to go on from what is there"
-        )
-        if world.restarts > 0 and world.of_first(RunFolder(path).checkpoint.exists()):
-            machine = {name: value for name, value in given.items() if name in WITH_RESUME}
-            return Trainer.resume(path, world, **machine)
+        wanted = "named where torchrun has --max-restarts, so that what starts again finds its run"
+        require("out", options.out, options.out is not None, wanted)
+        if world.of_first(RunFolder(path).checkpoint.exists()):
+            return continue_run(recipe, path, world)
     if options.download:
         with world.agreement():
             if world.first:
                 data.download(recipe.data, recipe.data_folder)
     return Trainer.start(recipe, path, world)
+
+
+def continue_run(recipe: Recipe, path: Path, world: World) -> Trainer:
+    """Go on with the run in a folder, if it is the one that would be started there."""
+    trainer = Trainer.resume(path, world, **{name: getattr(recipe, name) for name in WITH_RESUME})
+    if trainer.recipe != recipe:
+        raise FileExistsError(f"{path} already holds a run of another recipe: choose another folder")
+    return trainer
 
 
 def progress(folder: RunFolder) -> str:

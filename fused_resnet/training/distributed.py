@@ -25,9 +25,8 @@ from fused_resnet.training.recipe import Recipe, require
 
 T = TypeVar("T")
 
-# what torchrun tells each process, and those that only torchrun tells, in the order of `World`'s fields
+# what torchrun tells each process, in the order of `World`'s fields
 PLACE = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
-RESTARTS = ("TORCHELASTIC_RESTART_COUNT", "TORCHELASTIC_MAX_RESTARTS")
 
 
 class RankFailed(ValueError):
@@ -48,15 +47,14 @@ class World:
         The number of this process, and how many there are.
     local_rank, local_world_size : int
         The same on this node.
-    restarts, max_restarts : int
-        How often torchrun has lost a process and started all again, and how often it will (``--max-restarts``).
+    max_restarts : int
+        How often torchrun starts them all again when it loses one.
     """
 
     rank: int = 0
     world_size: int = 1
     local_rank: int = 0
     local_world_size: int = 1
-    restarts: int = 0
     max_restarts: int = 0
 
     @classmethod
@@ -76,16 +74,18 @@ class World:
             The others did not come.
         """
         require("timeout", timeout, timeout > 0, "above 0")
+        max_restarts = int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0))
         if int(os.environ.get("WORLD_SIZE", 1)) == 1:
-            return cls()
+            return cls(max_restarts=max_restarts)
         missing = [name for name in PLACE if name not in os.environ]
         if missing:
             raise ValueError(
                 f"WORLD_SIZE is {os.environ['WORLD_SIZE']} but {', '.join(missing)} are not set: start the processes "
                 f"with torchrun, or unset WORLD_SIZE to train in this one alone"
             )
-        world = cls(*(int(os.environ[name]) for name in PLACE), *(int(os.environ.get(name, 0)) for name in RESTARTS))
-        if world.max_restarts > 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        rank, world_size, local_rank, local_world_size = (int(os.environ[name]) for name in PLACE)
+        world = cls(rank, world_size, local_rank, local_world_size, max_restarts)
+        if max_restarts > 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
             # the store outlives the processes, and so do the addresses of the dead in it: pytorch/pytorch#135712
             raise ValueError(
                 "torchrun's --max-restarts needs TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 in the environment, and "

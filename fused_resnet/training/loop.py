@@ -90,6 +90,9 @@ class Trainer:
         self.forward = self.make_forward(self.model)
         # synchronized statistics are the same on every rank as they are
         trained = world.parallel(self.model, broadcast_buffers=not recipe.sync_batch_norm)
+        if recipe.sync_batch_norm and world.world_size > 1:
+            # in place, after DDP, which refuses it on the CPU; there fused blocks have it
+            nn.SyncBatchNorm.convert_sync_batchnorm(self.model)
         step = EagerStep(
             self.make_forward(trained),
             self.optimizer,
@@ -135,8 +138,6 @@ class Trainer:
             recipe.model, channels=self.data.channels, num_classes=self.data.num_classes, shortcut=recipe.shortcut
         )
         self.model.to(self.device).to(memory_format=memory_format(recipe.channels_last))  # type: ignore[call-overload]
-        if recipe.sync_batch_norm and world.world_size > 1:
-            self.model = nn.SyncBatchNorm.convert_sync_batchnorm(self.model)
         self.engine: str | None = None  # that serves the fused blocks
         if recipe.fuse:
             fuse(self.model, engine=recipe.engine, memory=recipe.memory, chain=recipe.chain)
@@ -274,7 +275,7 @@ class Trainer:
         Parameters
         ----------
         report : callable, optional
-            Is told of each epoch; by default a line of it is printed.
+            Is told of each epoch, on rank 0; by default a line of it is printed.
 
         Raises
         ------

@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -16,7 +17,7 @@ import torch
 import torch.nn.functional as F
 
 from fused_resnet.cli import build_parser
-from fused_resnet.training import Recipe, RunFolder, Trainer, evaluate, named
+from fused_resnet.training import Recipe, RunFolder, Trainer, data, evaluate, named
 from fused_resnet.training.command import make_trainer
 from fused_resnet.training.distributed import RankFailed, World
 
@@ -65,7 +66,7 @@ class Launch:
 
     LIMIT = 180  # seconds: nothing may hang
 
-    def __init__(self, ranks, script, arguments, *, torchrun=(), **environment):
+    def __init__(self, ranks, script, arguments, *, torchrun=(), interrupt_at=None, **environment):
         command = ["torch.distributed.run", "--standalone", "--nproc-per-node", ranks, *torchrun, *script, *arguments]
         self.lines = []  # of the ranks' stdout, with the time of each
         with subprocess.Popen(
@@ -77,7 +78,10 @@ class Launch:
         ) as process:
             alarm = threading.Timer(self.LIMIT, process.terminate)
             alarm.start()
-            self.lines = [(line.rstrip("\n"), time.monotonic()) for line in process.stdout]
+            for line in process.stdout:
+                self.lines.append((line.rstrip("\n"), time.monotonic()))
+                if interrupt_at is not None and line.startswith(interrupt_at):
+                    process.send_signal(signal.SIGINT)
             self.err = process.stderr.read()
         alarm.cancel()
         self.status, self.end = process.returncode, time.monotonic()
@@ -156,7 +160,7 @@ def test_rank_0_alone_prints_and_writes(by_two):
     assert [line[:11] for line in epochs] == ["epoch   1/2", "epoch   2/2"]
     assert all(" images/s, " in line and line.endswith(" a rank") for line in epochs)
     assert last.startswith("test error")
-    assert launch.errors == []
+    assert launch.err == ""
     assert {path.name for path in folder.path.iterdir()} == {
         "checkpoint.pt",
         "config.json",
@@ -200,6 +204,16 @@ def test_without_one_of_four_the_others_end_and_two_go_on(train, tmp_path):
     assert resumed.status == 0, resumed.err
     assert Trainer.resume(folder.path).iteration == 6
     assert "on cpu, 2 ranks" in resumed.out[0]
+
+
+def test_ctrl_c_ends_all_ranks_and_one_says_how_to_go_on(train, tmp_path):
+    folder = RunFolder(tmp_path / "run")
+    launch = train(2, "--epochs", 5000, "--out", folder.path, interrupt_at="epoch   1/")
+    (last,) = [line for line in launch.out if "interrupted" in line]
+    assert last.endswith(f"; continue with: torchrun ... -m fused_resnet train --resume {folder.path}")
+    assert launch.errors == []
+    assert launch.end - next(when for line, when in launch.lines if line.startswith("epoch   1/")) < 60
+    assert Trainer.resume(folder.path).history
 
 
 def test_what_one_rank_lacks_ends_all(train, tmp_path):
@@ -285,6 +299,18 @@ def test_each_rank_has_a_gpu_of_its_own(monkeypatch):
         World(5, 8, 1, 2).device("cuda:0")
 
 
+def test_the_ranks_of_a_node_share_its_cores(picture_folder):
+    def workers(**sharing):
+        folders = data.Folders(
+            "folder", picture_folder, image_size=32, workers=None, device=torch.device("cpu"), **sharing
+        )
+        return folders.workers
+
+    cores = len(os.sched_getaffinity(0))
+    assert workers() == min(cores, 16)
+    assert workers(sharing=cores) == workers(sharing=8 * cores) == 1
+
+
 def test_an_environment_that_is_not_torchruns_is_named(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "0")
@@ -298,8 +324,23 @@ def test_what_restarts_need_is_said_before_the_first(monkeypatch, tmp_path):
         monkeypatch.setenv(name, value)
     with pytest.raises(ValueError, match="--max-restarts needs TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1"):
         World.join(timeout=1)
+    monkeypatch.setenv("WORLD_SIZE", "1")  # a process alone meets nobody
+    assert World.join(timeout=1) == World(max_restarts=3)
     with pytest.raises(ValueError, match=r"out must be named where torchrun has --max-restarts.*; got None"):
         make_trainer(build_parser().parse_args(["train"]), World(max_restarts=3))
+
+
+def test_what_may_restart_continues_its_own_run_alone(tiny_digits, tmp_path):
+    def start(*arguments):
+        return make_trainer(
+            build_parser().parse_args(["train", "--out", str(tmp_path), *arguments]), World(max_restarts=3)
+        )
+
+    trainer = start("--epochs", "1", "--batch-size", "16")
+    trainer.run()
+    assert start("--epochs", "1", "--batch-size", "16", "--workers", "3").history == trainer.history
+    with pytest.raises(FileExistsError, match="already holds a run of another recipe: choose another folder"):
+        start("--epochs", "2", "--batch-size", "16")
 
 
 def test_an_agreement_names_the_rank_that_fails(monkeypatch):

@@ -1,6 +1,7 @@
 """One step of training."""
 
 import dataclasses
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -44,6 +45,23 @@ def test_gradients_of_parts_add_up_to_that_of_the_batch():
     for accumulate in (2, 4):
         torch.testing.assert_close(make_step(parts, accumulate=accumulate).gradients(*batch()), totals)
         torch.testing.assert_close(parts.linear.weight.grad, whole.linear.weight.grad)
+
+
+def test_gradients_travel_to_other_processes_with_the_last_part_alone():
+    unsent = []
+
+    @contextmanager
+    def no_sync():
+        unsent.append("part")
+        yield
+        unsent.append("end")
+
+    model = Linear()
+    model.register_forward_hook(lambda *_: unsent.append("forward"))
+    step = make_step(model, accumulate=4)
+    step.no_sync = no_sync
+    step.gradients(*batch())
+    assert unsent == [*("part", "forward", "end") * 3, "forward"]
 
 
 def test_a_step_returns_the_sum_of_the_loss_and_the_count_of_wrong_images():

@@ -60,8 +60,9 @@ class Source(Protocol):
         """
 
     def test_batches(self, batch_size: int, crops: int, share: slice = slice(None)) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield a share of the test images in order, as views [B, crops, C, H, W], and labels [B]; last maybe fewer.
+        """Yield a share of the test images in order, as views [B, crops, C, H, W], and labels [B].
 
+        The share is every N-th image, by default all; the last batch may be smaller, and there may be none.
         Ten crops are the four corners and the center of an image and of its mirror image (Krizhevsky et al. 2012).
         """
 
