@@ -10,7 +10,6 @@ import sys
 import threading
 import time
 from contextlib import nullcontext
-from importlib.util import find_spec
 
 import pytest
 import torch
@@ -233,9 +232,6 @@ def test_a_loss_that_diverges_ends_all(train, tmp_path):
     assert "the training loss of epoch 1 is nan" in error
 
 
-@pytest.mark.skipif(
-    find_spec("fused_resnet.synchronized") is None, reason="fused blocks do not synchronise their norms"
-)
 def test_with_synchronised_batch_norm_two_ranks_are_one_process_with_the_whole_batch(train, picture_folder, tmp_path):
     folder = RunFolder(tmp_path / "run")
     launch = train(2, "--accumulate", 1, "--sync-batch-norm", "--out", folder.path)
