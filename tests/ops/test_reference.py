@@ -178,8 +178,10 @@ def test_fakes_have_the_references_shapes_dtypes_and_strides(x, layout, dtype):
         bna.batch_norm_coefficients(sums, 0, moments, None, EPS, 90, stats)[2] for stats in (True, False)
     )
     z, index = pool.batch_norm_act_pool(x, affine, True, *POOLS[0])
+    parts = torch.cat((moments[:2].flatten(), moments.new_full((1,), 90.0))).repeat(3, 1)
     calls = {
         "batch_norm_stats": [(x, None, None, EPS), (x, affine[0], affine[1], EPS)],
+        "batch_norm_merge": [(parts, None, None, EPS), (parts, affine[0], affine[1], EPS)],
         "batch_norm_affine": [(moments, None, None, EPS), (moments, affine[0], affine[1], EPS)],
         "batch_norm_act": [
             (x, affine, None, None, True), (x, affine, x, None, False), (x, affine, x, affine, True),
