@@ -129,7 +129,7 @@ def batch_norm_coefficients(
     grad_weight = rstd * sum_centred
     rows = (scale, sum_grad / count, rstd * grad_weight / count, mean) if batch_stats else (scale,)
     coefficients = torch.stack(rows).to(moments.dtype)
-    return grad_weight.to(moments.dtype), sum_grad.to(moments.dtype), coefficients
+    return grad_weight.to(moments.dtype), sum_grad.to(moments.dtype, copy=True), coefficients
 
 
 def batch_norm_act_backward(
