@@ -209,11 +209,7 @@ def read_suites(options: argparse.Namespace) -> list[Suite]:
 
 def read_settings(options: argparse.Namespace, suites: list[Suite]) -> Settings:
     """Return the settings that the options ask for; a ValueError names an option, what it takes and what came."""
-    least_values = (("batch_size", 2), ("image_size", 32), ("repeats", 1), ("threads", 1))
-    for name, least in least_values:
-        value = getattr(options, name)
-        if value is not None and value < least:
-            raise ValueError(f"--{name.replace('_', '-')} must be at least {least}, got {value}")
+    require_at_least(options, batch_size=2, image_size=32, repeats=1, threads=1)
     for name in ("copy", "matmul"):
         value = getattr(options, name)
         if value is not None and not value > 0:
@@ -251,6 +247,14 @@ def read_settings(options: argparse.Namespace, suites: list[Suite]) -> Settings:
         if peers.TIMM in own.peers:
             check_timm(own.models)
     return settings
+
+
+def require_at_least(options: argparse.Namespace, **least_values: int) -> None:
+    """Raise a ValueError that names the first option, of those that were given, whose value is too small."""
+    for name, least in least_values.items():
+        value = getattr(options, name)
+        if value is not None and value < least:
+            raise ValueError(f"--{name.replace('_', '-')} must be at least {least}, got {value}")
 
 
 def read_device(name: str) -> torch.device:

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from fused_resnet import tuning
 from fused_resnet.bench.block import BlockShape, BlockStep, distinct_blocks
-from fused_resnet.bench.command import read_device
+from fused_resnet.bench.command import read_device, require_at_least
 from fused_resnet.bench.harness import make_clock, take_turns
 from fused_resnet.bench.peers import DTYPES, LEAN, STOCK_PEER, Peer
 from fused_resnet.bench.rows import FUSED
@@ -158,10 +158,7 @@ def read_settings(options: argparse.Namespace) -> Settings:
         "dtypes": options.dtype and tuple(options.dtype),
         "op_repeats": options.repeats,
     }
-    for name, least in (("batch_size", 1), ("image_size", 32), ("repeats", 1)):
-        value: int | None = getattr(options, name)
-        if value is not None and value < least:
-            raise ValueError(f"--{name.replace('_', '-')} must be at least {least}, got {value}")
+    require_at_least(options, batch_size=1, image_size=32, repeats=1)
     return replace(settings, **{name: value for name, value in given.items() if value is not None})
 
 

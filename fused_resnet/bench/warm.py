@@ -16,7 +16,7 @@ import torch
 
 from fused_resnet import models
 from fused_resnet.bench.block import BlockShape, BlockStep, distinct_blocks
-from fused_resnet.bench.command import read_device
+from fused_resnet.bench.command import read_device, require_at_least
 from fused_resnet.bench.network import NetworkStep, Workload
 from fused_resnet.bench.peers import DTYPES, LEAN, Peer
 from fused_resnet.bench.rows import FUSED
@@ -99,10 +99,7 @@ def add_warm(subcommands: "argparse._SubParsersAction[argparse.ArgumentParser]")
 def run_warm(options: argparse.Namespace) -> int:
     """Compile, and say how long a first step takes now; return 0, 2 for bad input."""
     try:
-        for name in ("batch_size", "processes", "image_size"):
-            least = 32 if name == "image_size" else 1
-            if getattr(options, name) < least:
-                raise ValueError(f"--{name.replace('_', '-')} must be at least {least}, got {getattr(options, name)}")
+        require_at_least(options, batch_size=1, processes=1, image_size=32)
         unknown = [name for name in options.models if name not in models.names()]
         if unknown:
             raise ValueError(f"NAME must be one of {', '.join(models.names())}; got {', '.join(unknown)}")
