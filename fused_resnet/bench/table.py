@@ -21,7 +21,7 @@ def heading(suite: Suite, settings: Settings) -> str:
     common = f"{suite.name}: {suite.title}; {settings.batch_size} images of {size}"
     if suite.name in ("model", "profile"):
         common += f"; {settings.mode}"
-    if settings.cuda_graph and suite.name in ("op", "block", "model", "profile"):
+    if settings.cuda_graph and suite.name in ("pointwise", "op", "block", "model", "profile"):
         common += "; each peer captured into a CUDA graph"
     cells = [_columns(suite)] if suite.contest else []
     if suite.contest:

@@ -11,6 +11,7 @@ from fused_resnet.bench.suites.ceilings import measure_ceilings
 from fused_resnet.bench.suites.conv import measure_conv
 from fused_resnet.bench.suites.model import measure_memory, measure_model, measure_profile
 from fused_resnet.bench.suites.op import measure_op
+from fused_resnet.bench.suites.pointwise import measure_pointwise
 from fused_resnet.bench.suites.roofline import measure_roofline
 
 __all__ = ["SUITES", "Suite"]
@@ -63,6 +64,15 @@ SUITES = {
             {"input": 11, "kernel": 10, "dtype": 5, "pass": 7},
             measure_conv,
             contest=False,
+            limited=True,
+        ),
+        Suite(
+            "pointwise",
+            "1x1 convolutions with their batch norms, part by part: torch has PyTorch's convolutions between the "
+            "engine's norm kernels, fused the engine's operations (triton has products of its own), matmul the "
+            "products alone; the limit is the bytes and the arithmetic of fused",
+            {"shape": 14, "dtype": 5, "step": 14},
+            measure_pointwise,
             limited=True,
         ),
         Suite(
