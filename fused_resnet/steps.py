@@ -18,7 +18,7 @@ from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fused_resnet import ops
-from fused_resnet.blocks import FusedModule, PreparedChain, PreparedChains, prepare
+from fused_resnet.blocks import FusedModule, PreparedChain, PreparedChains, child, prepare
 from fused_resnet.chain import backward, forward
 from fused_resnet.chain_spec import make_chain
 
@@ -154,10 +154,13 @@ def trace(
             raise ValueError(f"{type(model).__name__} takes no input of shape {tuple(input_shape)}: {error}") from error
         finally:
             hook.remove()
+        inside: set[nn.Module] = set()  # a chain of another module
         for module, argument in calls:
             plan = module._fused.get(module.training)
             chains = "" if plan is None else prepare(module, plan)
-            if plan is not None and not isinstance(chains, str):
+            if plan is not None and not isinstance(chains, str) and module not in inside:
+                paths = [path for chain in plan.chains for block in chain for path in block.modules]
+                inside |= {child(module, path[:n]) for path in paths for n in range(1, len(path))}
                 tracer = _Tracer(chains, engine)
                 with autocast, _in_eval(synchronized):
                     plan.forward(module, tracer, argument)
