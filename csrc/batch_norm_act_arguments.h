@@ -54,6 +54,11 @@ inline void check_backward(const Arguments& arguments, const Tensor& grad, const
   arguments.check_value("masked_channel", masked_channel, arguments.channels() - masked_channels);
 }
 
+inline void check_masked_grad(const Arguments& arguments, const OptionalTensor& other, const Tensor& z) {
+  if (other.has_value()) arguments.check_like("other", *other);
+  arguments.check_like("z", z);
+}
+
 inline void check_add_masked(const Arguments& arguments, const Tensor& grad, const OptionalTensor& z, bool relu) {
   arguments.check_like("grad", grad);
   if (relu && !z.has_value()) arguments.fail("z", "a tensor where relu is true", "none");

@@ -460,25 +460,37 @@ void batch_norm_act_backward_(const Tensor& grad, const Tensor& x, const Tensor&
   parallel_for_rows(layout.activation, [&](Range range) { kernels().batch_norm_act_backward(op, range); });
 }
 
-std::tuple<Tensor, Tensor> masked_grad(const Tensor& grad, const Tensor& z) {
-  const Arguments arguments("masked_grad", "grad", grad);
-  arguments.check_like("z", z);
+// G of masked_grad into `out`, which is grad itself or a tensor beside it; returns its sums.
+Tensor mask(const Arguments& arguments, const Tensor& grad, const OptionalTensor& other, const Tensor& z,
+            const Tensor& out) {
+  check_masked_grad(arguments, other, z);
   const Layout layout(arguments);
-  Tensor masked = empty_beside(grad), sum_grad = empty_channels(arguments);
+  Tensor sum_grad = empty_channels(arguments);
   const int64_t channels = arguments.channels(), parts = reduction_parts(layout);
   const std::unique_ptr<double[]> partial(new double[static_cast<size_t>(std::max<int64_t>(parts, 1) * channels)]);
-  const bool stream = layout.streams({data(masked)}, grad.scalar_type());
+  // in place every line written is in the caches
+  const bool stream = data(out) != data(grad) && layout.streams({data(out)}, grad.scalar_type());
   parallel_for_tiles(layout, [&](int64_t part, Tile tile) {
-    kernels().masked_grad(
-        {layout.activation, data(grad), data(z), masked.mutable_data_ptr(), partial.get() + part * channels, stream},
-        tile);
+    kernels().masked_grad({layout.activation, data(grad), data(other), data(z), out.mutable_data_ptr(),
+                           partial.get() + part * channels, stream},
+                          tile);
   });
   std::vector<double> total(static_cast<size_t>(channels));
   merge_sums(partial.get(), layout.activation.numel == 0 ? 0 : parts, channels, total.data());
   visit_accumulator(arguments.accumulator(), [&](auto accumulator) {
     std::copy(total.begin(), total.end(), static_cast<decltype(accumulator)*>(sum_grad.mutable_data_ptr()));
   });
-  return {masked, sum_grad};
+  return sum_grad;
+}
+
+std::tuple<Tensor, Tensor> masked_grad(const Tensor& grad, const Tensor& z) {
+  const Arguments arguments("masked_grad", "grad", grad);
+  Tensor masked = empty_beside(grad);
+  return {masked, mask(arguments, grad, std::nullopt, z, masked)};
+}
+
+Tensor masked_grad_(const Tensor& grad, const OptionalTensor& other, const Tensor& z) {
+  return mask({"masked_grad_", "grad", grad}, grad, other, z, grad);
 }
 
 void add_masked_(const Tensor& dx, const Tensor& grad, const OptionalTensor& z, bool relu) {
@@ -636,6 +648,7 @@ STABLE_TORCH_LIBRARY_IMPL(fused_resnet, CPU, m) {
   m.impl("batch_norm_act_backward_", TORCH_BOX(&fused_resnet::batch_norm_act_backward_));
   m.impl("update_running_stats_", TORCH_BOX(&fused_resnet::update_running_stats_));
   m.impl("masked_grad", TORCH_BOX(&fused_resnet::masked_grad));
+  m.impl("masked_grad_", TORCH_BOX(&fused_resnet::masked_grad_));
   m.impl("add_masked_", TORCH_BOX(&fused_resnet::add_masked_));
   m.impl("batch_norm_act_pool", TORCH_BOX(&fused_resnet::batch_norm_act_pool));
   m.impl("max_pool_backward", TORCH_BOX(&fused_resnet::max_pool_backward));

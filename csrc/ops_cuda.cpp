@@ -248,25 +248,37 @@ void batch_norm_act_backward_(const Tensor& grad, const Tensor& x, const Tensor&
                                                               }));
 }
 
-std::tuple<Tensor, Tensor> masked_grad(const Tensor& grad, const Tensor& z) {
-  const Arguments arguments("masked_grad", "grad", grad);
-  arguments.check_like("z", z);
+// G of masked_grad into `out`, which is grad itself or a tensor beside it; returns its sums.
+Tensor mask(const Arguments& arguments, const Tensor& grad, const OptionalTensor& other, const Tensor& z,
+            const Tensor& out) {
+  check_masked_grad(arguments, other, z);
   const Device device(arguments);
   const cuda::Matrix matrix = matrix_of(arguments);
-  Tensor masked = empty_beside(grad), sum_grad = empty_channels(arguments);
-  const int vector = cuda::vector_width(matrix, {data(grad), data(z), data(masked)});
+  Tensor sum_grad = empty_channels(arguments);
+  const int vector = cuda::vector_width(matrix, {data(grad), data(other), data(z), data(out)});
   const cuda::Plan plan = cuda::reduction_plan(matrix, vector, device.launch().multiprocessors);
   Tensor partial = empty_partial(arguments, plan, 1, ScalarType::Float);
   device.check(cuda::masked_grad(device.launch(), {
                                                       plan,
                                                       matrix.dtype,
                                                       data(grad),
+                                                      data(other),
                                                       data(z),
-                                                      masked.mutable_data_ptr(),
+                                                      out.mutable_data_ptr(),
                                                       mutable_floats(partial),
                                                       mutable_floats(sum_grad),
                                                   }));
-  return {masked, sum_grad};
+  return sum_grad;
+}
+
+std::tuple<Tensor, Tensor> masked_grad(const Tensor& grad, const Tensor& z) {
+  const Arguments arguments("masked_grad", "grad", grad);
+  Tensor masked = empty_beside(grad);
+  return {masked, mask(arguments, grad, std::nullopt, z, masked)};
+}
+
+Tensor masked_grad_(const Tensor& grad, const OptionalTensor& other, const Tensor& z) {
+  return mask({"masked_grad_", "grad", grad}, grad, other, z, grad);
 }
 
 void add_masked_(const Tensor& dx, const Tensor& grad, const OptionalTensor& z, bool relu) {
@@ -290,5 +302,6 @@ STABLE_TORCH_LIBRARY_IMPL(fused_resnet, CUDA, m) {
   m.impl("batch_norm_act_backward", TORCH_BOX(&fused_resnet::batch_norm_act_backward));
   m.impl("batch_norm_act_backward_", TORCH_BOX(&fused_resnet::batch_norm_act_backward_));
   m.impl("masked_grad", TORCH_BOX(&fused_resnet::masked_grad));
+  m.impl("masked_grad_", TORCH_BOX(&fused_resnet::masked_grad_));
   m.impl("add_masked_", TORCH_BOX(&fused_resnet::add_masked_));
 }

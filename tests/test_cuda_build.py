@@ -146,7 +146,7 @@ def sass(compiled, request):
 
 
 def test_no_load_takes_the_path_for_read_only_memory(sass):
-    """It may miss what the kernel stores, and three of them work in place."""
+    """It may miss what the kernel stores, and four of them work in place."""
     assert "LDG.E" in sass
     assert re.search(r"LDG\S*CONSTANT", sass) is None
 

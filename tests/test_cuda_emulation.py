@@ -129,4 +129,5 @@ def test_the_library_loads_without_a_driver_and_registers_its_operations():
         "batch_norm_coefficients",
         "batch_norm_act_",
         "batch_norm_act_backward_",
+        "masked_grad_",
     }

@@ -384,11 +384,12 @@ void backward_rows(const BatchNormActBackward& op, Range rows) {
   fence(stream);
 }
 
-template <typename T, int kRows>
+template <typename T, int kRows, bool kOther>
 FUSED_RESNET_INLINE void mask_block(const MaskedGrad& op, double* sums, int64_t offset, int64_t stride,
                                     int64_t columns) {
   using A = Accumulator<T>;
   const T* grad = static_cast<const T*>(op.grad) + offset;
+  const T* other = static_cast<const T*>(op.other) + (kOther ? offset : 0);
   const T* z = static_cast<const T*>(op.z) + offset;
   T* masked = static_cast<T*>(op.masked) + offset;
   for_each_vector<T>(columns, [&](auto lanes, int64_t j) __attribute__((always_inline)) {
@@ -398,8 +399,11 @@ FUSED_RESNET_INLINE void mask_block(const MaskedGrad& op, double* sums, int64_t 
     for (int row = 0; row < kRows; ++row) {
       const int64_t i = row * stride + j;
       prefetch(grad + i + kRows * stride);
+      if constexpr (kOther) prefetch(other + i + kRows * stride);
       prefetch(z + i + kRows * stride);
-      const V value = load(lanes, z + i) <= A{} ? V{} : load(lanes, grad + i);
+      V value = load(lanes, grad + i);
+      if constexpr (kOther) value = rounded_to<T>(lanes, V(value + load(lanes, other + i)));
+      value = load(lanes, z + i) <= A{} ? V{} : value;
       store(lanes, masked + i, value, op.stream);
       sum += value;
     }
@@ -407,25 +411,25 @@ FUSED_RESNET_INLINE void mask_block(const MaskedGrad& op, double* sums, int64_t 
   });
 }
 
-template <typename T>
+template <typename T, bool kOther>
 void mask_columns(const MaskedGrad& op, Tile tile) {
   const int64_t columns = tile.columns.size();
   const int64_t channels = columns < op.activation.channels ? columns : op.activation.channels;
   alignas(64) double sums[kMaxColumnTile] = {};
   for_each_column_block(op.activation, tile, [&](auto rows, int64_t i, int64_t stride, int64_t count) {
-    mask_block<T, rows.value>(op, sums, i, stride, count);
+    mask_block<T, rows.value, kOther>(op, sums, i, stride, count);
   });
   fold(sums, channels, columns);
   for (int64_t c = 0; c < channels; ++c) op.sum_grad[tile.columns.begin + c] = sums[c];
   fence(op.stream);
 }
 
-template <typename T>
+template <typename T, bool kOther>
 void mask_planes(const MaskedGrad& op, Tile tile) {
   for (int64_t channel = tile.columns.begin; channel < tile.columns.end; ++channel) {
     alignas(64) double sums[kMaxColumnTile] = {};
     for_each_plane_block(op.activation, channel, [&](auto rows, int64_t i, int64_t stride, int64_t count) {
-      mask_block<T, rows.value>(op, sums, i, stride, count);
+      mask_block<T, rows.value, kOther>(op, sums, i, stride, count);
     });
     fold(sums, 1, kPlaneColumns);
     op.sum_grad[channel] = sums[0];
@@ -501,7 +505,9 @@ void batch_norm_act_backward(const BatchNormActBackward& op, Range rows) {
 void masked_grad(const MaskedGrad& op, Tile tile) {
   visit_dtype(op.activation.dtype, [&](auto element) {
     using T = decltype(element);
-    return op.activation.planes ? mask_planes<T>(op, tile) : mask_columns<T>(op, tile);
+    visit_bool(op.other != nullptr, [&](auto other) {
+      return op.activation.planes ? mask_planes<T, other.value>(op, tile) : mask_columns<T, other.value>(op, tile);
+    });
   });
 }
 

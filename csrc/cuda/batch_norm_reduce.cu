@@ -174,7 +174,9 @@ __global__ void __launch_bounds__(kReductionOccupancy.threads, kReductionOccupan
   if constexpr (kTwo) write(residual_centred);
 }
 
-// masked = G, and ΣG of every channel over the rows of a part.  Bytes: 3s an element.
+// masked = G of grad, or of grad + other, and ΣG of every channel over the rows of a part.
+// masked may be grad: a thread reads an element before it writes it, and nobody else does either.
+// Bytes: 3s an element, 4s with other.
 template <typename T, int kVector>
 __global__ void __launch_bounds__(kReductionOccupancy.threads, kReductionOccupancy.blocks)
     masked_grad_kernel(MaskedGrad op) {
@@ -184,10 +186,14 @@ __global__ void __launch_bounds__(kReductionOccupancy.threads, kReductionOccupan
   Gradient<T, kVector, kMaskedGradRows, Sign::kOfOutput> gradient(masked, position, op.plan.channels);
   float sum[kVector] = {};
   for_batches<kMaskedGradRows>(position, [&](const Batch<kMaskedGradRows>& batch) {
+    Packed<T, kVector> others[kMaskedGradRows];
     gradient.load(batch);
+    if (op.other != nullptr) batch.load(static_cast<const T*>(op.other), others);
 #pragma unroll
     for (int i = 0; i < kMaskedGradRows; ++i) {
       if (!batch.inside[i]) continue;
+      // rounded, since what is stored is added up
+      if (op.other != nullptr) gradient.grads[i] = gradient.grads[i].plus(others[i]);
       float g[kVector];
       gradient.masked(i, {}, g);
       Packed<T, kVector>::pack(g).store(static_cast<T*>(op.masked) + batch.offset[i]);

@@ -102,6 +102,15 @@ struct Packed {
     return packed;
   }
 
+  __device__ Packed plus(const Packed& other) const {
+    float sum[kVector], values[kVector];
+    unpack(sum);
+    other.unpack(values);
+#pragma unroll
+    for (int v = 0; v < kVector; ++v) sum[v] += values[v];
+    return pack(sum);
+  }
+
   Bits bits;
 };
 

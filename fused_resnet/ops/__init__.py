@@ -139,6 +139,7 @@ def _first_wrong(k: SimpleNamespace, device: str, dtypes: tuple[torch.dtype, ...
             ("batch_norm_act_backward_", (grad, x, affine, coefficients, None, True)),
             ("update_running_stats_", ([affine[0]], [affine[1]], [], [moments], 0.1)),
             ("masked_grad", (grad, z)),
+            ("masked_grad_", (grad, residual, z)),
             ("add_masked_", (x, grad, z, True)),
             ("batch_norm_act_pool", (x, affine, True, [3, 3], [2, 2], [1, 1])),
             ("max_pool_backward", (pooled, index, [5, 7], [3, 3], [2, 2], [1, 1])),
@@ -154,10 +155,9 @@ def _first_wrong(k: SimpleNamespace, device: str, dtypes: tuple[torch.dtype, ...
 
 
 def _results(function: Callable[..., Any], arguments: tuple[Any, ...]) -> tuple[torch.Tensor, ...]:
-    """Call an operation on copies and return its results, or its arguments where it writes in place."""
+    """Call an operation on copies; return its results and its arguments, some of which it may have written."""
     copies = copy.deepcopy(arguments)
     results = function(*copies)
-    if results is None:
-        flat = itertools.chain.from_iterable(a if isinstance(a, list) else [a] for a in copies)
-        return tuple(a for a in flat if isinstance(a, torch.Tensor))
-    return results if isinstance(results, tuple) else (results,)
+    results = () if results is None else results if isinstance(results, tuple) else (results,)
+    flat = itertools.chain.from_iterable(a if isinstance(a, list) else [a] for a in copies)
+    return (*results, *(a for a in flat if isinstance(a, torch.Tensor)))

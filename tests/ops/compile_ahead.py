@@ -77,6 +77,7 @@ def launches(k, dtype: torch.dtype, channels: int) -> None:
     k.batch_norm_act_backward(grad, x, affine, frozen, z, None, None, True, 0)
     k.batch_norm_act_backward_(grad, x, affine, coefficients, None, True)
     k.masked_grad(grad, z)
+    k.masked_grad_(grad, residual, z)
     k.add_masked_(x, grad, z, True)
     geometry = [3, 3], [2, 2], [1, 1]
     pooled, index = k.batch_norm_act_pool(x, affine, True, *geometry)

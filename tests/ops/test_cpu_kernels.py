@@ -136,6 +136,21 @@ def test_the_masked_gradient_and_its_sum_equal_the_reference(dtype, memory_forma
     assert_close(sums, expected.double().sum((0, 2, 3)).to(sums.dtype), ulps_of_a_sum(dtype, p.count))
 
 
+@pytest.mark.parametrize("adds", [True, False], ids=["of a sum", "alone"])
+@each_shape
+@each_format
+@each_dtype
+def test_the_masked_gradient_in_place_and_its_sum_equal_the_reference(dtype, memory_format, shape, adds):
+    p = problem(shape, dtype, memory_format)
+    z, other = p.x.relu(), p.residual if adds else None
+    z[0, 0, 0, 0] = torch.nan
+    expected = p.grad.clone()
+    reference.masked_grad_(expected, other, z)
+    sums = ops.masked_grad_(p.grad, other, z)
+    assert torch.equal(p.grad, expected)
+    assert_close(sums, expected.double().sum((0, 2, 3)).to(sums.dtype), ulps_of_a_sum(dtype, p.count))
+
+
 @pytest.mark.parametrize("write_masked", [True, False], ids=["masked", "dx only"])
 @pytest.mark.parametrize("mask", ["linear", "sign of x", "sign of z"])
 @pytest.mark.parametrize("branches", [1, 2])
@@ -262,7 +277,8 @@ def test_results_do_not_depend_on_the_number_of_threads():
         for threads in (1, 2, 5):
             torch.set_num_threads(threads)
             sums = ops.batch_norm_act_reduce(p.grad, p.x, p.moments, p.affine, None, None, None, True)
-            results.append((*ops.batch_norm_stats(p.x, p.weight, p.bias, EPS), sums))
+            masked = (*ops.masked_grad(p.grad, p.residual), ops.masked_grad_(p.grad.clone(), p.x, p.residual))
+            results.append((*ops.batch_norm_stats(p.x, p.weight, p.bias, EPS), sums, *masked))
     finally:
         torch.set_num_threads(before)
     for other in results[1:]:
@@ -295,6 +311,7 @@ def test_an_empty_batch_gives_nan_statistics_and_empty_activations(memory_format
     assert ops.batch_norm_act(x, p.affine, x[:, :4], None, True, 2).shape == x.shape
     _, masked = ops.batch_norm_act_backward(x, x, p.affine, coefficients, None, None, None, True, 4, 2)
     assert masked.shape == (0, 4, 4, 4)
+    assert torch.equal(ops.masked_grad_(x, x, x), torch.zeros(8))
 
 
 @pytest.mark.parametrize(
@@ -359,6 +376,23 @@ def test_masked_channels_that_are_not_there_are_named(part, message):
         ops.batch_norm_act_backward(x, x, torch.zeros(2, 8), torch.zeros(4, 8), None, None, None, True, *part)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"z": torch.zeros(2, 4, 4, 4)}, r"z must have the shape of grad, \[2, 8, 4, 4\], got \[2, 4, 4, 4\]"),
+        ({"other": torch.zeros(2, 8, 4, 4).bfloat16()}, "other must have dtype Float, got BFloat16"),
+        (
+            {"other": torch.zeros(2, 8, 4, 4).to(memory_format=torch.channels_last)},
+            "other must have the memory format of grad, contiguous",
+        ),
+    ],
+)
+def test_what_does_not_fit_a_masked_gradient_is_named(change, message):
+    arguments = {"grad": torch.zeros(2, 8, 4, 4), "other": None, "z": torch.zeros(2, 8, 4, 4), **change}
+    with pytest.raises(RuntimeError, match="fused_resnet::masked_grad_: " + message):
+        ops.masked_grad_(**arguments)
+
+
 def test_every_instruction_set_gives_the_same_activations():
     """In a process each, since the set is chosen once; sums are in double, so that only contraction may differ."""
     program = (
@@ -367,7 +401,8 @@ def test_every_instruction_set_gives_the_same_activations():
         "o = torch.ops.fused_resnet; m, a = o.batch_norm_stats(x, None, None, 1e-5);"
         "r = x[:, :11].clone(memory_format=torch.channels_last);"
         "z = [o.batch_norm_act(x.bfloat16(), a, None, None, True), o.batch_norm_act(x, a, r, None, True, 7)];"
-        "torch.save((m, *z, *o.batch_norm_act_backward(x, x, a, a[:1], *z[1:], None, None, True, 11, 7)),"
+        "g = x.bfloat16(); s = o.masked_grad_(g, x.flip(0).bfloat16(), z[0]);"
+        "torch.save((m, *z, g, s, *o.batch_norm_act_backward(x, x, a, a[:1], *z[1:], None, None, True, 11, 7)),"
         " sys.stdout.buffer)"
     )
     native = pytest.importorskip("fused_resnet._C", reason="built without Python's headers")

@@ -113,6 +113,12 @@ def check_masked_grad(p):
     assert torch.equal(masked, expected)
     assert masked.stride() == p.grad.stride()
     assert_close(sums, expected.double().sum((0, 2, 3)).float(), 16)
+    for other in (None, p.x):
+        in_place, expected = p.grad.clone(), p.grad.clone()
+        reference.masked_grad_(expected, other, z)
+        sums = ops.masked_grad_(in_place, other, z)
+        assert torch.equal(in_place, expected)
+        assert_close(sums, expected.double().sum((0, 2, 3)).float(), 16)
 
 
 def check_part(p, channels, first, mask):
@@ -257,6 +263,7 @@ def test_results_are_the_same_every_time():
             *ops.batch_norm_stats(p.x, p.weight, p.bias, EPS),
             ops.batch_norm_act_reduce(p.grad, p.x, p.moments, p.affine, None, None, None, True),
             *ops.masked_grad(p.grad, p.residual),
+            ops.masked_grad_(p.grad.clone(), p.x, p.residual),
         )
         for _ in range(3)
     ]
@@ -304,6 +311,7 @@ def test_an_empty_batch_gives_nan_statistics_and_empty_activations():
     masked, sums = ops.masked_grad(x, x)
     assert masked.shape == x.shape
     assert torch.equal(sums, torch.zeros(8, device=DEVICE))
+    assert torch.equal(ops.masked_grad_(x, x, x), torch.zeros(8, device=DEVICE))
     nothing = torch.empty(2, 0, 4, 4, device=DEVICE)
     assert ops.batch_norm_stats(nothing, None, None, EPS)[0].shape == (3, 0)
     assert ops.masked_grad(nothing, nothing)[1].shape == (0,)
@@ -347,6 +355,8 @@ def test_a_mask_that_does_not_fit_is_named(z, message):
     grad = torch.zeros(2, 8, 4, 4).to(DEVICE, memory_format=torch.channels_last)
     with pytest.raises(RuntimeError, match="fused_resnet::masked_grad: " + message):
         ops.masked_grad(grad, z.to(DEVICE))
+    with pytest.raises(RuntimeError, match="fused_resnet::masked_grad_: " + message.replace("z", "other", 1)):
+        ops.masked_grad_(grad, z.to(DEVICE), grad)
 
 
 @pytest.mark.skipif(DEVICE == "cpu", reason="needs a second device")
@@ -387,6 +397,7 @@ def test_every_operation_can_be_captured():
         dx, _ = ops.batch_norm_act_backward(p.grad, p.x, affine, coefficients, z, None, None, True, 64)
         ops.add_masked_(dx, p.grad, z, True)
         masked, sum_grad = ops.masked_grad(p.grad, z)
+        ops.masked_grad_(masked, p.residual, z)
         ops.batch_norm_act_(masked, affine, p.residual, None, True)
         return z, dx, masked, sum_grad
 

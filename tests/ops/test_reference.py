@@ -138,6 +138,15 @@ def test_a_residual_of_fewer_channels_is_padded_by_zeros(x, weight, bias, channe
     assert got[1].is_contiguous()
 
 
+def test_the_masked_gradient_of_a_sum_is_autograds_behind_a_relu(x):
+    leaf, shift = x.clone().requires_grad_(), torch.zeros(1, 4, 1, 1, dtype=x.dtype, requires_grad=True)
+    z = (leaf + shift).relu()
+    grad, other = torch.randn(2, *x.shape, dtype=x.dtype)
+    expected = torch.autograd.grad(z, (leaf, shift), grad + other)
+    sums = bna.masked_grad_(grad, other, z.detach())
+    torch.testing.assert_close((grad, sums.view(1, 4, 1, 1)), expected)
+
+
 POOLS = [([3, 3], [2, 2], [1, 1]), ([2, 2], [2, 2], [0, 0]), ([2, 3], [1, 2], [1, 0]), ([3, 3], [1, 1], [1, 1])]
 
 
@@ -203,6 +212,7 @@ def test_fakes_have_the_references_shapes_dtypes_and_strides(x, layout, dtype):
             for momentum in (0.1, None)
         ],
         "masked_grad": [(grad, x)],
+        "masked_grad_": [(grad.clone(), None, x), (grad.clone(), x, x.clone())],
         "add_masked_": [(x.clone(), grad, x, True), (x.clone(), grad, None, False)],
         "batch_norm_act_pool": [(x, affine, True, *POOLS[0])],
         "max_pool_backward": [(torch.ones_like(z), index, list(x.shape[2:]), *POOLS[0])],

@@ -29,7 +29,7 @@ EVERY = RUNS + PRODUCTS + SMALL
 
 # blocks of a multiprocessor, and instructions an element (one pass) or in all (a loop), at the most
 PASSES = {"_act_kernel": (4, 14), "_backward_kernel": (3, 28), "_add_masked_kernel": (5, 12)}
-REDUCTIONS = {"_stats_kernel": (3, 1000), "_reduce_kernel": (1, 1100), "_masked_grad_kernel": (3, 680)}
+REDUCTIONS = {"_stats_kernel": (3, 1000), "_reduce_kernel": (1, 1100), "_masked_grad_kernel": (2, 680)}
 ELEMENTS_PER_THREAD = 32
 
 # blocks of a multiprocessor with 64 and with 128 inputs on sm_90, and what multiplies

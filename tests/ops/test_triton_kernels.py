@@ -179,6 +179,20 @@ def test_the_masked_gradient_and_its_sums_equal_the_reference(k, dtype, shape):
     assert_close(sums, expected.double().sum((0, 2, 3)).float(), ulps=8)
 
 
+@pytest.mark.parametrize("adds", [True, False], ids=["of a sum", "alone"])
+@each_shape
+@each_dtype
+def test_the_masked_gradient_in_place_and_its_sums_equal_the_reference(k, dtype, shape, adds):
+    p = problem(shape, dtype)
+    z, other = p.residual.relu(), p.x if adds else None
+    z[0, 0, 0, 0] = torch.nan
+    expected = p.grad.clone()
+    reference.masked_grad_(expected, other, z)
+    sums = k.masked_grad_(p.grad, other, z)
+    assert torch.equal(p.grad, expected)
+    assert_close(sums, expected.double().sum((0, 2, 3)).float(), ulps=8)
+
+
 @pytest.mark.parametrize("relu", [True, False])
 @each_shape
 @each_dtype
@@ -230,6 +244,7 @@ def test_an_empty_batch_gives_nan_statistics_and_empty_activations(k):
     masked, sums = k.masked_grad(x, x)
     assert masked.shape == x.shape
     assert torch.equal(sums, torch.zeros(8))
+    assert torch.equal(k.masked_grad_(x, x, x), torch.zeros(8))
 
 
 @pytest.mark.parametrize("rows", [1, 63, 64, 200, 12544, 802816, 2**31 + 5])

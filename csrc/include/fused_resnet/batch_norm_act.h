@@ -80,10 +80,12 @@ struct BatchNormActBackward {
   bool stream;  // store past the caches
 };
 
-// G, written, and ΣG of every channel of a tile.  Bytes: 3s an element.
+// G of grad, or of grad + other, written, and ΣG of what was written of every channel of a tile.  masked may be grad.
+// Bytes: 3s an element, 4s with other.
 struct MaskedGrad {
   Activation activation;
   const void* grad;
+  const void* other;  // or null
   const void* z;
   void* masked;
   double* sum_grad;  // [channels]

@@ -89,6 +89,10 @@ def _fake_masked_grad(grad: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
     return torch.empty_like(grad), grad.new_empty(grad.shape[1], dtype=accumulation_dtype(grad.dtype))
 
 
+def _fake_masked_grad_(grad: Tensor, other: Tensor | None, z: Tensor) -> Tensor:
+    return grad.new_empty(grad.shape[1], dtype=accumulation_dtype(grad.dtype))
+
+
 def _fake_add_masked_(dx: Tensor, grad: Tensor, z: Tensor | None, relu: bool) -> None:
     return None
 
@@ -147,5 +151,6 @@ OPERATIONS = {
         _fake_update_running_stats_,
     ),
     "masked_grad": ("(Tensor grad, Tensor z) -> (Tensor, Tensor)", _fake_masked_grad),
+    "masked_grad_": ("(Tensor(a!) grad, Tensor? other, Tensor z) -> Tensor", _fake_masked_grad_),
     "add_masked_": ("(Tensor(a!) dx, Tensor grad, Tensor? z, bool relu) -> ()", _fake_add_masked_),
 }

@@ -172,6 +172,16 @@ def masked_grad(grad: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
     return masked, masked.sum((0, 2, 3), dtype=accumulation_dtype(grad.dtype))
 
 
+def masked_grad_(grad: Tensor, other: Tensor | None, z: Tensor) -> Tensor:
+    """Compute the ``G`` of :func:`masked_grad` of ``grad``, or of ``grad + other``, into ``grad``, which is lost.
+
+    Returns ``ΣG`` [C] of what is stored: a sum is rounded once, before it is masked and added up.
+    """
+    masked, sums = masked_grad(grad if other is None else grad + other, z)
+    grad.copy_(masked)
+    return sums
+
+
 def add_masked_(dx: Tensor, grad: Tensor, z: Tensor | None, relu: bool) -> None:
     """Add ``G`` to ``dx`` in place: what an identity shortcut brings back; ``z`` is needed where ``relu``."""
     if relu and z is not None:

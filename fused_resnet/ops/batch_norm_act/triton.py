@@ -27,6 +27,7 @@ __all__ = [
     "batch_norm_coefficients",
     "batch_norm_stats",
     "masked_grad",
+    "masked_grad_",
     "update_running_stats_",
 ]
 
@@ -340,6 +341,7 @@ def _reduce_kernel(
 @triton.jit(do_not_specialize=["M", "rows_per_part"])
 def _masked_grad_kernel(
     grad,
+    other,
     z,
     masked_grad,
     partial,
@@ -347,11 +349,16 @@ def _masked_grad_kernel(
     C,
     parts,
     rows_per_part,
+    OTHER: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_C: tl.constexpr,
     STAGES: tl.constexpr,
 ):
-    """``G``, and ``ΣG`` of each part of the rows; partial [1, parts, C].  Bytes: 3s an element."""
+    """``G`` of grad, or of ``grad + other``, and ``ΣG`` of each part of the rows; partial [1, parts, C].
+
+    Bytes: 3s an element, 4s with other.  ``masked_grad`` may be grad: a step's rows are read by their program alone,
+    and a step that is read ahead has others.
+    """
     part, columns, mask = split_program(tl.program_id(0), C, BLOCK_C)
     begin = part * rows_per_part
     end = tl.minimum(begin + rows_per_part, M)
@@ -360,8 +367,11 @@ def _masked_grad_kernel(
         rows = start + tl.arange(0, BLOCK_M)
         at = rows[:, None] * C + columns[None, :]
         inside = (rows < end)[:, None] & mask[None, :]
-        masked = tl.load(grad + at, inside, 0.0).to(tl.float32)
-        masked = _masked(masked, tl.load(z + at, inside, 0.0).to(tl.float32))
+        masked = tl.load(grad + at, inside, 0.0)
+        if OTHER:
+            # rounded, since what is stored is added up
+            masked = (masked.to(tl.float32) + tl.load(other + at, inside, 0.0).to(tl.float32)).to(masked.dtype)
+        masked = _masked(masked.to(tl.float32), tl.load(z + at, inside, 0.0).to(tl.float32))
         tl.store(masked_grad + at, masked.to(masked_grad.dtype.element_ty), inside)
         total += masked
     tl.store(partial + part * C + columns, tl.sum(total, 0), mask)
@@ -682,19 +692,29 @@ def _launch_backward(
 
 def masked_grad(grad: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
     """Compute ``G`` and ``ΣG`` of every channel, [C]."""
-    masked, channels = torch.empty_like(grad), grad.shape[1]
+    masked = torch.empty_like(grad)
+    return masked, _launch_masked_grad(grad, None, z, masked)
+
+
+def masked_grad_(grad: Tensor, other: Tensor | None, z: Tensor) -> Tensor:
+    """Compute ``G`` of ``grad + other`` into ``grad``, which is lost, and ``ΣG`` of every channel, [C]."""
+    return _launch_masked_grad(grad, other, z, grad)
+
+
+def _launch_masked_grad(grad: Tensor, other: Tensor | None, z: Tensor, masked: Tensor) -> Tensor:
+    channels = grad.shape[1]
     sums = grad.new_empty(channels, dtype=torch.float32)
     if grad.numel() == 0:
-        return masked, sums.zero_()
+        return sums.zero_()
     rows = grad.numel() // channels
     cut, parts, rows_per_part = config.reduction(rows, channels, multiprocessors(grad.device))
     partial = sums.new_empty(1, parts, channels)
     _masked_grad_kernel[parts * config.ceil_div(channels, cut.channels),](
-        grad, z, masked, partial, rows, channels, parts, rows_per_part, cut.rows, cut.channels,
-        config.reduction_stages(grad.itemsize), num_warps=cut.warps,
+        grad, other, z, masked, partial, rows, channels, parts, rows_per_part, other is not None, cut.rows,
+        cut.channels, config.reduction_stages(grad.itemsize), num_warps=cut.warps,
     )  # fmt: skip
     add_parts(partial, sums)
-    return masked, sums
+    return sums
 
 
 def add_masked_(dx: Tensor, grad: Tensor, z: Tensor | None, relu: bool) -> None:

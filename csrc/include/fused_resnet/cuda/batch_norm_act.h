@@ -88,12 +88,13 @@ struct BatchNormActReduce {
 };
 cudaError_t batch_norm_act_reduce(const Launch& launch, const BatchNormActReduce& op);
 
-// masked = G = grad, or 0 where z <= 0, and sums = ΣG, in two kernels.
-// Bytes: 3s an element; 4 a channel and part for the partial sums.
+// masked = G = grad, or grad + other, or 0 where z <= 0, and sums = ΣG of what is stored, in two kernels.
+// Bytes: 3s an element, 4s with other; 4 a channel and part for the partial sums.  masked may be grad.
 struct MaskedGrad {
   Plan plan;  // reduction_plan()
   DType dtype;
   const void* grad;
+  const void* other;  // or null
   const void* z;
   void* masked;
   float* partial;  // [parts, channels]
