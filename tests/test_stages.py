@@ -8,6 +8,7 @@ from torch import nn
 
 import fused_resnet
 from fused_resnet.tuning import Tuning, using
+from tests import test_chain
 from tests.accuracy import assert_as_accurate_as_stock, assert_fused_is_as_accurate_as_stock, gradient_for, record
 from tests.test_chain import BASIC, BOTTLENECK, Block, Operations, images
 
@@ -44,6 +45,12 @@ def make(name: str, clear: bool = False) -> nn.Sequential:
             module.running_mean.normal_()
             module.running_var.uniform_(0.5, 2)
     return model
+
+
+def make_any(name: str, clear: bool = False) -> nn.Module:
+    """Make a chain of one block, or ``"stage: NAME"``."""
+    stage = name.removeprefix("stage: ")
+    return test_chain.make(name, clear) if name == stage else make(stage, clear)
 
 
 def small(model: nn.Module, **options) -> torch.Tensor:
@@ -111,16 +118,6 @@ def test_norms_in_eval_are_as_accurate_as_stock(name, change):
     assert_fused_is_as_accurate_as_stock(model, small(model), chain="stage")
 
 
-@pytest.mark.parametrize("name", ["basic", "bottleneck, stride 2"])
-@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
-def test_compiled_a_stage_is_as_accurate_as_stock(name, training):
-    model = make(name).train(training)
-    torch.compiler.reset()
-    assert_fused_is_as_accurate_as_stock(
-        model, small(model), chain="stage", compile=lambda m: torch.compile(m, fullgraph=True, backend="aot_eager")
-    )
-
-
 def test_backward_can_run_twice():
     for name in ("basic", "bottleneck"):
         model = fused_resnet.fuse(make(name), chain="stage", memory="lean")
@@ -132,10 +129,7 @@ def test_backward_can_run_twice():
 
 def test_between_blocks_gradients_are_masked_and_summed_once():
     with using("cpu", Tuning(("cpu",), {})):
-        for name, kernels in (
-            ("basic", {"masked_grad_": 2}),
-            ("bottleneck", {"masked_grad_": 2, "addmm_": 2}),
-        ):
+        for name, kernels in (("basic", {"masked_grad_": 2}), ("bottleneck", {"masked_grad_": 2, "addmm_": 3})):
             model = make(name)
             z = fused_resnet.fuse(model, chain="stage")(small(model).requires_grad_())
             with Operations() as operations:
@@ -143,17 +137,6 @@ def test_between_blocks_gradients_are_masked_and_summed_once():
             names = [operation.partition("::")[2] for operation in operations.names]
             assert {kernel: names.count(kernel) for kernel in kernels} == kernels
             assert "add_masked_" not in names
-
-
-def test_a_stage_counts_stocks_floating_point_operations():
-    from torch.utils.flop_counter import FlopCounterMode
-
-    def count(model):
-        with FlopCounterMode(display=False) as counter:
-            model(small(model)).sum().backward()
-        return counter.get_total_flops()
-
-    assert count(fused_resnet.fuse(make("bottleneck"), chain="stage")) == count(make("bottleneck")) > 0
 
 
 def test_a_hook_on_a_block_leaves_the_blocks_fused_one_by_one(chains_run):
