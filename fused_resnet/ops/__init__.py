@@ -20,12 +20,12 @@ from typing import Any
 import torch
 
 from fused_resnet import engines
-from fused_resnet.ops import batch_norm_act, batch_norm_act_pool, pointwise_conv_norm
+from fused_resnet.ops import batch_norm_act, batch_norm_act_pool, pointwise_conv, pointwise_conv_norm
 from fused_resnet.ops.library import library
-from fused_resnet.ops.pointwise_conv_norm import composed
 
-# those whose operations the dispatcher knows
+# those whose operations the dispatcher knows, and those whose functions only a chain calls
 FOLDERS = (batch_norm_act, batch_norm_act_pool)
+POINTWISE = (pointwise_conv, pointwise_conv_norm)
 
 for _folder in FOLDERS:
     for _name, (_schema, _fake) in _folder.OPERATIONS.items():
@@ -47,7 +47,7 @@ def kernels(engine: str, device_type: str, dtype: torch.dtype) -> SimpleNamespac
     if served == "cpu":
         return fakes(engine, device_type, dtype)
     if served == "triton":
-        return gather(served, *map(triton_kernels, (*FOLDERS, pointwise_conv_norm)))
+        return gather(served, *map(triton_kernels, (*FOLDERS, *POINTWISE)))
     pool = batch_norm_act_pool.reference if engines.load_triton() else triton_kernels(batch_norm_act_pool)
     return gather(served, dispatched(batch_norm_act), pool)
 
@@ -63,11 +63,11 @@ def fakes_of(engine: str) -> SimpleNamespace:
     return gather(engine, dispatched(batch_norm_act), dispatched(batch_norm_act_pool))
 
 
-def gather(engine: str, norm: Any, pool: Any, pointwise: Any = None) -> SimpleNamespace:
-    """Gather an engine's operations, those of each folder from one source; without one, ``pointwise`` is composed."""
+def gather(engine: str, norm: Any, pool: Any, *pointwise: Any) -> SimpleNamespace:
+    """Gather an engine's operations, those of each folder from one source; without one, ``POINTWISE`` are composed."""
     k = SimpleNamespace(engine=engine, channels_last=engine in engines.GPU_NAMES)
-    pointwise = pointwise or composed.operations(k)
-    for folder, source in ((batch_norm_act, norm), (batch_norm_act_pool, pool), (pointwise_conv_norm, pointwise)):
+    pointwise = pointwise or tuple(folder.composed.operations(k) for folder in POINTWISE)
+    for folder, source in zip((*FOLDERS, *POINTWISE), (norm, pool, *pointwise), strict=True):
         vars(k).update({name: getattr(source, name) for name in folder.OPERATIONS})
     return k
 

@@ -21,9 +21,10 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import driver, jit
 
 from fused_resnet import ops
-from fused_resnet.ops import batch_norm_act, batch_norm_act_pool, pointwise_conv_norm
+from fused_resnet.ops import batch_norm_act, batch_norm_act_pool, pointwise_conv, pointwise_conv_norm
 from fused_resnet.ops.batch_norm_act import triton as norm_kernels
-from fused_resnet.ops.pointwise_conv_norm import triton as pointwise_kernels
+from fused_resnet.ops.pointwise_conv import triton as conv_kernels
+from fused_resnet.ops.pointwise_conv_norm import triton as conv_norm_kernels
 
 REGISTERS, THREADS = 65536, 2048
 SHARED_BYTES = {80: 164 << 10, 86: 100 << 10, 89: 100 << 10, 90: 228 << 10, 100: 228 << 10, 120: 100 << 10}
@@ -94,6 +95,11 @@ def pointwise_launches(dtype: torch.dtype, inputs: int, outputs: int) -> None:
     for branch in [(None, None), (grad, None), (grad, affine)]:
         _, moments, _ = k.pointwise_conv_norm_act(x, x_affine, True, w, weight, bias, 1e-5, *branch, True)
     k.pointwise_conv_norm_backward(grad, weight, x, x_affine, True, w, moments, weight, 1e-5, True)
+    # the convolution at the block's other end has as many inputs as this one has outputs
+    k = ops.triton_kernels(pointwise_conv)
+    w = torch.empty(inputs, outputs, 1, 1, dtype=dtype, device="meta")
+    y, _, _ = k.pointwise_conv_stats(grad, w, *x_affine.unbind(), 1e-5)
+    k.pointwise_conv_add_grad_(torch.empty_like(grad), y, w, grad)
 
 
 def tool(name: str, *arguments: str) -> str:
@@ -130,7 +136,7 @@ def describe(kernel, channels: str, capability: int) -> dict:
 
 def main(capability: int, dtype: torch.dtype, all_channels: list[str]) -> None:
     driver.set_active(AbsentDevice(capability))
-    for module in (norm_kernels, pointwise_kernels):
+    for module in (norm_kernels, conv_kernels, conv_norm_kernels):
         module.multiprocessors = lambda device: H200_MULTIPROCESSORS
     compiled = {}
     run = jit.JITFunction.run

@@ -117,22 +117,3 @@ def test_an_empty_batch_gives_nan_statistics_and_no_gradient(k):
     )
     assert du.shape == p.x.shape
     assert torch.equal(grad_weight, torch.zeros(19))
-
-
-@pytest.mark.parametrize("rows", [1, 63, 64, 200, 802816, 2**31 + 5])
-@pytest.mark.parametrize("tiles", [1, 3, 5, 300])
-def test_the_parts_cover_every_row_once(rows, tiles):
-    parts, rows_per_part = config.parts(rows, 64, tiles, 264)
-    assert 1 <= parts <= 264
-    assert rows_per_part % 64 == 0
-    assert (parts - 1) * rows_per_part < rows <= parts * rows_per_part
-
-
-def test_products_of_float32_follow_torchs_switch(k):
-    before = torch.get_float32_matmul_precision()
-    try:
-        for precision, expected in [("high", "tf32"), ("highest", "ieee")]:
-            torch.set_float32_matmul_precision(precision)
-            assert k._precision() == expected
-    finally:
-        torch.set_float32_matmul_precision(before)

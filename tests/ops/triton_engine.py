@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from fused_resnet import engines, ops
-from fused_resnet.ops import pointwise_conv_norm
 
 
 def triton_kernels(monkeypatch) -> SimpleNamespace:
@@ -40,4 +39,4 @@ def triton_kernels(monkeypatch) -> SimpleNamespace:
 
     monkeypatch.setattr(interpreter.InterpreterBuilder, "cast_impl", rounding_cast)
     monkeypatch.setattr(interpreter.InterpreterBuilder, "create_dot", dot_of_values)
-    return ops.gather("triton", *map(ops.triton_kernels, (*ops.FOLDERS, pointwise_conv_norm)))
+    return ops.gather("triton", *map(ops.triton_kernels, (*ops.FOLDERS, *ops.POINTWISE)))

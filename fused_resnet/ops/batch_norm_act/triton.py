@@ -69,7 +69,7 @@ def _in_part(rows, columns, inside, CHANNEL: tl.constexpr, CHANNELS: tl.constexp
 
 
 @triton.jit
-def _masked(grad, value):
+def relu_grad(grad, value):
     """``G``: grad, or 0 where ``value <= 0``; NaN passes."""
     return tl.where(value <= 0, 0.0, grad)
 
@@ -323,9 +323,9 @@ def _reduce_kernel(
         masked = tl.load(grad + at, inside, 0.0).to(tl.float32)  # 0 outside: such a row adds nothing
         if RELU:
             if Z:
-                masked = _masked(masked, tl.load(z + at, inside, 0.0).to(tl.float32))
+                masked = relu_grad(masked, tl.load(z + at, inside, 0.0).to(tl.float32))
             else:
-                masked = _masked(masked, scale_shift(values, affine, C, columns, mask))
+                masked = relu_grad(masked, scale_shift(values, affine, C, columns, mask))
         total += masked
         centred += masked * (values - mean[None, :])
         if RESIDUAL:
@@ -371,7 +371,7 @@ def _masked_grad_kernel(
         if OTHER:
             # rounded, since what is stored is added up
             masked = (masked.to(tl.float32) + tl.load(other + at, inside, 0.0).to(tl.float32)).to(masked.dtype)
-        masked = _masked(masked.to(tl.float32), tl.load(z + at, inside, 0.0).to(tl.float32))
+        masked = relu_grad(masked.to(tl.float32), tl.load(z + at, inside, 0.0).to(tl.float32))
         tl.store(masked_grad + at, masked.to(masked_grad.dtype.element_ty), inside)
         total += masked
     tl.store(partial + part * C + columns, tl.sum(total, 0), mask)
@@ -467,9 +467,9 @@ def _backward_kernel(
     masked = tl.load(grad + at, inside, 0.0).to(tl.float32)
     if RELU:
         if Z:
-            masked = _masked(masked, tl.load(z + at, inside, 0.0).to(tl.float32))
+            masked = relu_grad(masked, tl.load(z + at, inside, 0.0).to(tl.float32))
         else:
-            masked = _masked(masked, scale_shift(values, affine, C, columns, mask))
+            masked = relu_grad(masked, scale_shift(values, affine, C, columns, mask))
     result = _input_gradient(masked, values, coefficients, C, columns, mask, BATCH_STATS)
     tl.store(dx + at, result.to(dx.dtype.element_ty), inside)
     if RESIDUAL:
@@ -489,7 +489,7 @@ def _add_masked_kernel(dx, grad, z, numel, Z: tl.constexpr, BLOCK: tl.constexpr)
     inside = at < numel
     masked = tl.load(grad + at, inside, 0.0).to(tl.float32)
     if Z:
-        masked = _masked(masked, tl.load(z + at, inside, 0.0).to(tl.float32))
+        masked = relu_grad(masked, tl.load(z + at, inside, 0.0).to(tl.float32))
     total = tl.load(dx + at, inside, 0.0).to(tl.float32) + masked
     tl.store(dx + at, total.to(dx.dtype.element_ty), inside)
 

@@ -7,35 +7,15 @@ The tiles of [M, K] by [K, N] come from counting instructions and bytes and from
 not yet from a GPU.
 """
 
-from typing import NamedTuple
-
 from fused_resnet.engines import GPU_NAMES
-from fused_resnet.ops.batch_norm_act.config import MAX_PARTS, ceil_div, power_of_two
+from fused_resnet.ops.pointwise_conv.config import LEAST, Tile, side
 from fused_resnet.tuning import tuning
 
 # The most inputs where memory counts for more than time: from here on K·K·N outgrows the passes themselves.
 LEAN = 256
 
-LEAST = 16  # of each side of a product: smaller ones are padded
 SAMPLED_ROWS, SAMPLED_CHANNELS = 512, 16  # of which a program makes the centre: 64 loads a thread, all in flight
 UNCENTRED_CHANNELS = 16  # of one program
-
-
-class Tile(NamedTuple):
-    """How a product is cut, and what a program is: the figures behind ``depth`` are of the program."""
-
-    rows: int
-    columns: int
-    depth: int  # channels or rows that are summed over in one step
-    warps: int
-    stages: int
-    registers: int | None = None  # at the most, of a thread
-    programs: int = 2  # that a multiprocessor holds, where they walk through parts
-
-
-def side(channels: int, most: int) -> int:
-    """Return the side of a tile over ``channels``, at most ``most``."""
-    return max(LEAST, min(power_of_two(channels), most))
 
 
 def input_depth(inputs: int, itemsize: int) -> int:
@@ -101,17 +81,6 @@ def finish(inputs: int, outputs: int) -> Tile:
     products are float32's, outside the tensor cores.
     """
     return Tile(LEAST, LEAST, side(min(inputs, outputs), 32), 4, 1)
-
-
-def parts(rows: int, tile_rows: int, tiles: int, programs: int) -> tuple[int, int]:
-    """Cut a reduction over ``rows`` whose parts are ``tiles`` programs each; returns (parts, rows of a part).
-
-    There is one wave of ``programs``, and each walks through whole tiles.  The cut depends on the shape and on the
-    device's size alone, so that every run adds in the same order.
-    """
-    wanted = max(1, min(programs // tiles, MAX_PARTS))
-    rows_per_part = ceil_div(ceil_div(rows, wanted), tile_rows) * tile_rows
-    return ceil_div(rows, rows_per_part), rows_per_part
 
 
 def pays(engine: str, memory: str, inputs: int, outputs: int, itemsize: int) -> bool:

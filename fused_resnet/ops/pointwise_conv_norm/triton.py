@@ -17,6 +17,14 @@ from torch import Tensor
 from fused_resnet.ops.batch_norm_act.config import ceil_div
 from fused_resnet.ops.batch_norm_act.triton import add_parts, merge_moments, scale_shift, split_program
 from fused_resnet.ops.launch import multiprocessors
+from fused_resnet.ops.pointwise_conv.config import in_parts
+from fused_resnet.ops.pointwise_conv.triton import (
+    column_sums,
+    float32_precision,
+    matrix_tile,
+    row_pairs,
+    weight_tile,
+)
 from fused_resnet.ops.pointwise_conv_norm import config
 
 __all__ = ["pointwise_conv_norm_act", "pointwise_conv_norm_backward"]
@@ -38,18 +46,11 @@ def _centred(x, prologue, rows, end, columns, K):
 
 
 @triton.jit
-def _weight(w, inputs, columns, K, N):
-    """A tile of ``Wᵀ``, w being [N, K]."""
-    exists = (columns < N)[:, None] & (inputs < K)[None, :]
-    return tl.trans(tl.load(w + columns[:, None] * K + inputs[None, :], exists, 0.0))
-
-
-@triton.jit
 def _add_product(y, x, prologue, w, rows, end, k, columns, K, N, PRECISION: tl.constexpr, BLOCK_K: tl.constexpr):
     """``y + v·Wᵀ`` of BLOCK_K inputs from the k-th on."""
     inputs = k + tl.arange(0, BLOCK_K)
     v = _centred(x, prologue, rows, end, inputs, K)
-    return tl.dot(v, _weight(w, inputs, columns, K, N), y, input_precision=PRECISION)
+    return tl.dot(v, weight_tile(w, inputs, columns, K, N), y, input_precision=PRECISION)
 
 
 # ---- forward
@@ -136,14 +137,13 @@ def _fprop_stats_kernel(
         else:
             for k in tl.range(0, K, BLOCK_K, num_stages=STAGES):
                 y = _add_product(y, x, prologue, w, rows, end, k, columns, K, N, PRECISION, BLOCK_K)
-        # a thread holds rows 8 apart: added first, they halve the registers, and nothing is shuffled in the loop
-        upper, lower = tl.split(tl.permute(tl.reshape(y, (BLOCK_M // 16, 2, 8, BLOCK_N)), (0, 2, 3, 1)))
+        upper, lower = row_pairs(y, BLOCK_M, BLOCK_N)
         total += upper + lower
         squares += upper * upper
         squares += lower * lower
-    column_total = tl.sum(tl.sum(total, 0), 0)
+    column_total = column_sums(total)
     mean = column_total / (end - begin).to(tl.float32)
-    m2 = tl.sum(tl.sum(squares, 0), 0) - column_total * mean  # y is centred: this does not cancel
+    m2 = column_sums(squares) - column_total * mean  # y is centred: this does not cancel
     m2 = tl.maximum(m2, 0.0, propagate_nan=tl.PropagateNan.ALL)
     tl.store(partial + part * N + columns, mean.to(tl.float64), mask)
     tl.store(partial + (parts + part) * N + columns, m2.to(tl.float64), mask)
@@ -202,7 +202,7 @@ def _fprop_act_kernel(
         columns = n + tl.arange(0, BLOCK_N)
         mask = columns < N
         if ONE_STEP:
-            value = tl.dot(v, _weight(w, inputs, columns, K, N), input_precision=PRECISION)
+            value = tl.dot(v, weight_tile(w, inputs, columns, K, N), input_precision=PRECISION)
         else:
             value = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
             for k in tl.range(0, K, BLOCK_K, num_stages=STAGES):
@@ -360,7 +360,7 @@ def _finish_weights_kernel(
     for k in range(0, K, BLOCK_K):
         inputs = k + tl.arange(0, BLOCK_K)
         r = _weight_sums(sums, g, inputs, outputs, K, N, count)
-        tile = _tile(w, outputs, inputs, N, K).to(tl.float32)
+        tile = matrix_tile(w, outputs, inputs, N, K).to(tl.float32)
         tl.store(
             folded + outputs[:, None] * K + inputs[None, :],
             (a * tile).to(folded.dtype.element_ty),
@@ -377,8 +377,8 @@ def _finish_weights_kernel(
         for j in range(0, K, BLOCK_K):
             others = j + tl.arange(0, BLOCK_K)
             missed, other_missed = _missed(sums, inputs, K, N, count), _missed(sums, others, K, N, count)
-            square = _tile(gram, others, inputs, K, K) - count * other_missed[:, None] * missed[None, :]
-            scaled = s[:, None] * _tile(w, outputs, others, N, K).to(tl.float32)
+            square = matrix_tile(gram, others, inputs, K, K) - count * other_missed[:, None] * missed[None, :]
+            scaled = s[:, None] * matrix_tile(w, outputs, others, N, K).to(tl.float32)
             correction = tl.dot(scaled, square, correction, input_precision="ieee")
         d = a * (_weight_sums(sums, g, inputs, outputs, K, N, count) - correction)
         tl.store(d_weight + outputs[:, None] * K + inputs[None, :], d, there[:, None] & (inputs < K)[None, :])
@@ -411,16 +411,16 @@ def _finish_mixing_kernel(
     for n in range(0, N, BLOCK_N):
         outputs = n + tl.arange(0, BLOCK_N)
         g = tl.load(sum_grad + outputs, outputs < N, 0.0).to(tl.float64) / count
-        total -= tl.sum(g[:, None] * _tile(folded, outputs, columns, N, K).to(tl.float64), 0)
+        total -= tl.sum(g[:, None] * matrix_tile(folded, outputs, columns, N, K).to(tl.float64), 0)
     for j in range(0, K, BLOCK_J):
         inputs = j + tl.arange(0, BLOCK_J)
         m = tl.zeros((BLOCK_J, BLOCK_K), tl.float32)
         for n in range(0, N, BLOCK_N):
             outputs = n + tl.arange(0, BLOCK_N)
             s = tl.load(slope + outputs, outputs < N, 0.0)
-            scaled = s[:, None] * _tile(w, outputs, inputs, N, K).to(tl.float32)
+            scaled = s[:, None] * matrix_tile(w, outputs, inputs, N, K).to(tl.float32)
             m = tl.dot(
-                tl.trans(scaled), _tile(folded, outputs, columns, N, K).to(tl.float32), m, input_precision="ieee"
+                tl.trans(scaled), matrix_tile(folded, outputs, columns, N, K).to(tl.float32), m, input_precision="ieee"
             )
         rest = -m
         missed = _missed(sums, inputs, K, N, count)
@@ -434,12 +434,6 @@ def _finish_mixing_kernel(
 
 
 @triton.jit
-def _tile(matrix, rows, columns, M, N):
-    """A tile of a matrix [M, N], 0 outside."""
-    return tl.load(matrix + rows[:, None] * N + columns[None, :], (rows < M)[:, None] & (columns < N)[None, :], 0.0)
-
-
-@triton.jit
 def _missed(sums, inputs, K, N, count):
     """What c missed of the mean of ``u``: ``Σv/m``."""
     return tl.load(sums + K * N + K * K + inputs, inputs < K, 0.0) / count
@@ -448,7 +442,7 @@ def _missed(sums, inputs, K, N, count):
 @triton.jit
 def _weight_sums(sums, g, inputs, outputs, K, N, count):
     """``R = Gᵀv − ΣG·(Σv/m)``, a tile [outputs, inputs]; g is ``ΣG``."""
-    return tl.trans(_tile(sums, inputs, outputs, K, N)) - g[:, None] * _missed(sums, inputs, K, N, count)[None, :]
+    return tl.trans(matrix_tile(sums, inputs, outputs, K, N)) - g[:, None] * _missed(sums, inputs, K, N, count)[None, :]
 
 
 # ---- the functions of reference.py
@@ -476,10 +470,10 @@ def pointwise_conv_norm_act(
         return z, moments, affine
     rows = x.numel() // inputs
     w = conv_weight.flatten(1).contiguous()
-    prologue, precision = _prologue(x, x_affine, x_relu), _precision()
+    prologue, precision = _prologue(x, x_affine, x_relu), float32_precision()
     cut = config.statistics(inputs, outputs, x.itemsize)
     tiles = ceil_div(outputs, cut.columns)
-    parts, rows_per_part = config.parts(rows, cut.rows, tiles, cut.programs * multiprocessors(x.device))
+    parts, rows_per_part = in_parts(rows, cut.rows, tiles, cut.programs * multiprocessors(x.device))
     partial = x.new_empty(2, parts, outputs, dtype=torch.float64)
     _fprop_stats_kernel[parts * tiles,](
         x, prologue, w, partial, rows, inputs, outputs, parts, rows_per_part,
@@ -519,11 +513,11 @@ def pointwise_conv_norm_backward(
     if rows == 0:
         sums.zero_()
     else:
-        prologue, precision = _prologue(x, x_affine, x_relu), _precision()
+        prologue, precision = _prologue(x, x_affine, x_relu), float32_precision()
         cut = config.weight_gradient(inputs, outputs, x.itemsize)
         k_tiles = ceil_div(inputs, cut.rows)
         tiles = k_tiles * (ceil_div(outputs, cut.columns) + k_tiles)
-        parts, rows_per_part = config.parts(rows, cut.depth, tiles, cut.programs * multiprocessors(x.device))
+        parts, rows_per_part = in_parts(rows, cut.depth, tiles, cut.programs * multiprocessors(x.device))
         partial = sums.new_empty(1, parts, sums.shape[1])
         _wgrad_kernel[parts * tiles,](
             grad, x, prologue, partial, rows, inputs, outputs, parts, rows_per_part,
@@ -567,8 +561,3 @@ def _prologue(x: Tensor, x_affine: Tensor | None, x_relu: bool) -> Tensor:
         config.SAMPLED_ROWS, config.SAMPLED_CHANNELS,
     )  # fmt: skip
     return prologue
-
-
-def _precision() -> str:
-    """Return how products of float32 are made, which torch's switch decides at every call."""
-    return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"
