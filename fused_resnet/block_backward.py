@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fused_resnet import synchronized
-from fused_resnet.block_forward import Raw, is_pointwise
+from fused_resnet.block_forward import Raw, is_pointwise, makes_sums
 from fused_resnet.chain_spec import IDENTITY, Block, Padded, Parameters, Saved, Unit
 from fused_resnet.ops.library import dense, dense_like, is_channels_last, rows
 
@@ -71,6 +71,8 @@ class BlockBackward:
         Whether the gradient of a separate shortcut is wanted.
     masks_x
         Whether ``x`` comes out of a ReLU whose mask the gradient of ``x`` is to have.
+    memory
+        See :class:`fused_resnet.chain_spec.Options`.
     k
         The kernels, see :func:`fused_resnet.ops.kernels`.
 
@@ -94,9 +96,10 @@ class BlockBackward:
         index: Any,
         wants_shortcut: bool,
         masks_x: bool,
+        memory: str,
         k: SimpleNamespace,
     ):
-        self.block, self.k, self.x = block, k, x
+        self.block, self.memory, self.k, self.x = block, memory, k, x
         self.source = x if shortcut is None else shortcut
         self.separate = shortcut is not None
         self.parameters, self.moments, self.kept, self.index = parameters, moments, kept, index
@@ -160,27 +163,31 @@ class BlockBackward:
             dx = self.conv(0, dy).dz
         if dx is None:
             return None
-        if self.separate:
-            pass
-        elif d_source is None:
-            if self.block.shortcut == IDENTITY:
-                self.k.add_masked_(
-                    dx, dense_like(grad, dx), None if z is None else dense_like(z, dx), self.block.units[-1].relu
-                )
-        elif self.masks_x and d_source.shape == dx.shape:
-            return Gradient(dx, self.k.masked_grad_(dx, dense_like(d_source, dx), dense_like(self.x, dx)))
-        else:
-            (dx if d_source.shape == dx.shape else self.block.pixels(dx)).add_(d_source)
-        return Gradient(dx, self.k.masked_grad_(dx, None, dense_like(self.x, dx)) if self.masks_x else None)
+        if not self.separate:
+            if d_source is None and self.block.shortcut == IDENTITY:
+                z = None if z is None else dense_like(z, dx)
+                self.k.add_masked_(dx, dense_like(grad, dx), z, self.block.units[-1].relu)
+            elif d_source is not None and self.masks_x and d_source.shape == dx.shape:
+                return self.masked(dx, d_source)
+            elif d_source is not None:
+                (dx if d_source.shape == dx.shape else self.block.pixels(dx)).add_(d_source)
+        return self.masked(dx)
 
     def add_product(self, dy: Tensor, d_source: Tensor) -> Gradient:
         """Add the first convolution's input gradient to ``d_source`` in place."""
         weight = self.weight(0)
-        if self.masks_x:
+        if self.masks_x and makes_sums(self.block.units[0], weight, self.k.engine, self.memory):
             x = dense_like(self.x, d_source)
             return Gradient(d_source, self.k.pointwise_conv_add_grad_(d_source, dy, weight, x))
         rows(d_source).addmm_(rows(dy), weight.flatten(1))
-        return Gradient(d_source, None)
+        return self.masked(d_source)
+
+    def masked(self, dx: Tensor, other: Tensor | None = None) -> Gradient:
+        """Return ``dx``, with ``other`` added to it where ``masks_x``, in the form that the block in front wants."""
+        if not self.masks_x:
+            return Gradient(dx, None)
+        other = None if other is None else dense_like(other, dx)
+        return Gradient(dx, self.k.masked_grad_(dx, other, dense_like(self.x, dx)))
 
     def takes_masked(self) -> bool:
         """Whether the gradient behind the last ReLU's mask is of use to the shortcut."""

@@ -10,6 +10,7 @@ from torch import Tensor
 from fused_resnet import synchronized
 from fused_resnet.chain_spec import Block, Conv, Padded, Parameters, Unit
 from fused_resnet.ops.library import accumulation_dtype, dense, dense_like
+from fused_resnet.ops.pointwise_conv import config
 from fused_resnet.ops.pointwise_conv_norm.config import pays
 
 # an activation, or the y, affine and relu that it is made of
@@ -28,6 +29,14 @@ def keeps_y(block: Block, i: int, weight: Tensor | None, engine: str, memory: st
         return True
     outputs, inputs = weight.shape[:2]
     return not pays(engine, memory, inputs, outputs, weight.itemsize)
+
+
+def makes_sums(unit: Unit, weight: Tensor | None, engine: str, memory: str) -> bool:
+    """Whether an engine's own product makes a unit's ``y``, or its input gradient, and a batch norm's sums with it."""
+    if weight is None or unit.conv is None or unit.conv.bias or unit.conv.stride != (1, 1):
+        return False
+    outputs, inputs = weight.shape[:2]
+    return is_pointwise(unit, weight) and config.makes_sums(engine, memory, inputs, outputs, weight.itemsize)
 
 
 def is_pointwise(unit: Unit, weight: Tensor | None) -> bool:
@@ -131,8 +140,23 @@ class BlockForward:
 
     def conv_norm(self, i: int, z: Tensor, keeps_y: bool = True) -> tuple[Tensor, Tensor]:
         """Return a unit's ``y`` and affine, and keep what backward needs of it."""
+        unit, p, weight, k = self.block.all_units[i], self.parameters[i], self.weights[i], self.k
+        own_batch = unit.batch_stats and unit.group is None
+        if own_batch and makes_sums(unit, weight, k.engine, self.memory):
+            _check_batch(z)
+            z = dense(z, k.channels_last)
+            y, moments, affine = k.pointwise_conv_stats(z, weight, p.weight, p.bias, unit.eps)
+        else:
+            y = dense(z if unit.conv is None else _conv(unit.conv, z, weight, p.conv_bias), k.channels_last)
+            moments, affine = self.statistics(i, y)
+        self.keep(i, y if keeps_y else y.new_empty(0), moments, affine)
+        return y, affine
+
+    def statistics(self, i: int, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the moments that a unit normalises its ``y`` by, and the affine that does it."""
         unit, p, k = self.block.all_units[i], self.parameters[i], self.k
-        y = dense(z if unit.conv is None else _conv(unit.conv, z, self.weights[i], p.conv_bias), k.channels_last)
+        moments: Tensor
+        affine: Tensor
         if unit.group is not None:
             moments, affine = synchronized.batch_norm_stats(y, p.weight, p.bias, unit.eps, unit.group, k)
         elif unit.batch_stats:
@@ -142,8 +166,7 @@ class BlockForward:
             mean, var = (stat.to(accumulation_dtype(y.dtype)) for stat in self.running[i])
             moments = torch.stack((mean, var, var))
             affine = k.batch_norm_affine(moments, p.weight, p.bias, unit.eps)
-        self.keep(i, y if keeps_y else y.new_empty(0), moments, affine)
-        return y, affine
+        return moments, affine
 
     def keep(self, i: int, y: Tensor, moments: Tensor, affine: Tensor) -> None:
         """Keep a unit's part of what :class:`fused_resnet.chain_spec.Saved` names."""

@@ -120,6 +120,7 @@ def backward(
             index=indices.pop() if block.pool else None,
             wants_shortcut=wants_shortcut,
             masks_x=n > 0 and chain.blocks[n - 1].masks_by_output,
+            memory=chain.options.memory,
             k=k,
         )
         gradient, d_shortcut = schedule.run(gradient, ends[n] if block.masks_by_output else None)

@@ -303,10 +303,22 @@ def _product(output: Tensor, weight: Tensor) -> int:
 def _noted(k: SimpleNamespace, recorder: Recorder) -> SimpleNamespace:
     """Return an engine's operations so that those which the dispatcher does not know are noted, too.
 
-    That is Triton's 1×1 convolution with its batch norm: its kernels, and not what stands in for their results here.
+    Those are Triton's 1×1 convolutions: their kernels, and not what stands in for their results here.
     """
     if k.engine != "triton":
         return k
+
+    def pointwise_conv_stats(x: Tensor, weight: Tensor, *others: Any) -> tuple[Tensor, Tensor, Tensor]:
+        with recorder.pause():
+            y, moments, affine = k.pointwise_conv_stats(x, weight, *others)
+        recorder.note("fprop, statistics", (x, weight), (y,), _product(y, weight))
+        return y, moments, affine
+
+    def pointwise_conv_add_grad_(d_source: Tensor, dy: Tensor, weight: Tensor, z: Tensor) -> Tensor:
+        with recorder.pause():
+            sums: Tensor = k.pointwise_conv_add_grad_(d_source, dy, weight, z)
+        recorder.note("dgrad, add, mask", (d_source, dy, weight, z), (d_source,), _product(dy, weight))
+        return sums
 
     def pointwise_conv_norm_act(x: Tensor, *others: Any) -> tuple[Tensor, Tensor, Tensor]:
         _, _, weight, _, _, _, residual, *_ = others
@@ -327,5 +339,10 @@ def _noted(k: SimpleNamespace, recorder: Recorder) -> SimpleNamespace:
             recorder.note("dgrad", (grad, x, weight), (du,), flop + gram)
         return du, d_weight, grad_weight
 
-    own = {f.__name__: f for f in (pointwise_conv_norm_act, pointwise_conv_norm_backward)}
-    return SimpleNamespace(**{**vars(k), **own})
+    own = (
+        pointwise_conv_stats,
+        pointwise_conv_add_grad_,
+        pointwise_conv_norm_act,
+        pointwise_conv_norm_backward,
+    )
+    return SimpleNamespace(**{**vars(k), **{function.__name__: function for function in own}})
