@@ -37,8 +37,8 @@ class UnitPaths(NamedTuple):
     act: Path | str | None
 
 
-class ChainPaths(NamedTuple):
-    """Where a chain's modules are; ``shortcut`` is None, IDENTITY, padded or a projection."""
+class BlockPaths(NamedTuple):
+    """Where the modules of a chain's block are; ``shortcut`` is None, IDENTITY, padded or a projection."""
 
     units: tuple[UnitPaths, ...]
     shortcut: UnitPaths | Padded | str | None
@@ -46,10 +46,13 @@ class ChainPaths(NamedTuple):
 
     @property
     def modules(self) -> tuple[Path, ...]:
-        """The paths of all modules that the chain runs."""
+        """The paths of all modules that the block runs."""
         units = [unit for unit in (*self.units, self.shortcut) if isinstance(unit, UnitPaths)]
         paths = [path for unit in units for path in unit if isinstance(path, tuple)]
         return (*paths, *([] if self.pool is None else [self.pool]))
+
+
+ChainPaths = tuple[BlockPaths, ...]
 
 
 class Container(NamedTuple):
@@ -118,13 +121,13 @@ class PreparedChains:
         if torch.is_autocast_enabled(x.device.type):
             dtype = torch.get_autocast_dtype(x.device.type)
             x = x.to(dtype)
-            if shortcut is not None and is_projection(chain.signature[1]):  # its convolution reads it
+            if shortcut is not None and is_projection(chain.signature[0][0][1]):  # its convolution reads it
                 shortcut = shortcut.to(dtype)
         if shortcut is not None and shortcut.dtype != x.dtype:
             # the sum has another dtype than the chain: the add and its ReLU are stock's
-            units, kind, pool, options = chain.signature
+            ((units, kind, pool),), options = chain.signature
             *rest, relu = units[-1]
-            without_add = ((*units[:-1], (*rest, False)), None, pool, options)
+            without_add = (((*units[:-1], (*rest, False)), None, pool),), options
             if isinstance(kind, tuple):
                 (rows, columns), before, after = kind
                 shortcut = F.pad(shortcut[:, :, ::rows, ::columns], (0, 0, 0, 0, before, after))
@@ -170,6 +173,11 @@ def stock_class(cls: type) -> type:
     return cls.__mro__[cls.__mro__.index(FusedModule) + 1]
 
 
+def own_class(module: nn.Module) -> type:
+    """Return a module's own class, fused or not."""
+    return stock_class(type(module)) if isinstance(module, FusedModule) else type(module)
+
+
 def restore(cls: type[nn.Module]) -> nn.Module:
     """Make an empty fused module, for pickle and deepcopy to fill."""
     fused = fused_class(cls)  # type: ignore[arg-type]
@@ -209,7 +217,7 @@ def serves_dtype(chains: list[PreparedChain], x: Tensor) -> bool:
         if x.dtype == torch.get_autocast_dtype(x.device.type):
             return True
         for chain in chains:
-            units, shortcut, _, _ = chain.signature
+            (units, shortcut, _), *_ = chain.signature[0]
             if units[0][0] is None or (shortcut is not None and not is_projection(shortcut)):
                 return False
         return x.dtype in (torch.float32, torch.bfloat16, torch.float16)
@@ -238,6 +246,17 @@ def prepare(module: nn.Module, plan: Plan) -> list[PreparedChain] | str:
 
 def _prepare_chain(module: nn.Module, paths: ChainPaths, options: tuple[str, str]) -> PreparedChain | str:
     prepared = PreparedChain((), [], [], [])
+    blocks = []
+    for block in paths:
+        signature = _read_block(module, block, prepared)
+        if isinstance(signature, str):
+            return signature
+        blocks.append(signature)
+    return prepared._replace(signature=(tuple(blocks), options))
+
+
+def _read_block(module: nn.Module, paths: BlockPaths, prepared: PreparedChain) -> Signature | str:
+    """Return a block's signature and add its tensors to a chain's, or say why it cannot serve."""
     units = []
     for unit in paths.units:
         signature = _read_unit(module, unit, prepared)
@@ -257,7 +276,7 @@ def _prepare_chain(module: nn.Module, paths: ChainPaths, options: tuple[str, str
         if reason := _why_not_plain(pool, paths.pool) or _why_not_pool(pool, paths.pool):
             return reason
         pool_signature = (pair(pool.kernel_size), pair(pool.stride), pair(pool.padding))
-    return prepared._replace(signature=(tuple(units), shortcut, pool_signature, options))
+    return tuple(units), shortcut, pool_signature
 
 
 def _read_unit(module: nn.Module, unit: UnitPaths, prepared: PreparedChain) -> Signature | str:
@@ -350,8 +369,8 @@ def _why_not_pool(pool: Any, path: Path) -> str | None:
 def _why_not_as_traced(module: nn.Module, container: Container) -> str | None:
     name = ".".join(container.path) or "the module"
     inner = child(module, container.path)
-    if container.path and type(inner) is not container.cls:
-        return f"{name} is a {type(inner).__name__}, was a {container.cls.__name__} when it was fused"
+    if container.path and own_class(inner) is not container.cls:
+        return f"{name} is a {own_class(inner).__name__}, was a {container.cls.__name__} when it was fused"
     if container.path and (reason := _why_not_plain(inner, container.path)):
         return reason
     if tuple(inner._modules) != container.children:

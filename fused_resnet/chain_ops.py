@@ -6,6 +6,7 @@ whose forward ends in a no-op ``.to`` or ``.contiguous`` has been seen to get al
 """
 
 import contextlib
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,8 +20,8 @@ from fused_resnet.chain_spec import (
     Chain,
     make_chain,
     parse_chain,
+    split_kept,
     split_parameters,
-    split_saved,
     wants_input,
 )
 from fused_resnet.ops.library import library
@@ -135,7 +136,7 @@ def _run_backward(chain, n_parameters, needs_grad, grad, x, shortcut, output, *t
 
 def _split(chain: Chain, n_parameters: int, tensors: Sequence[Tensor]) -> tuple[Sequence[Tensor], ...]:
     """Split what a node kept, behind its inputs and its output, into parameters, moments and saved."""
-    n_moments = n_parameters + len(chain.all_units)
+    n_moments = n_parameters + len(chain.units)
     return tensors[:n_parameters], tensors[n_parameters:n_moments], tensors[n_moments:]
 
 
@@ -242,8 +243,14 @@ def _conv_flops(
     """Return the floating-point operations of every unit's convolution: 2·K for each output, K inputs behind it.
 
     They are those of the network; what is computed twice to keep less does not count.  A ``y`` that is not kept has
-    the shape of the chain's output.
+    the shape of its block's output.
     """
     by_unit = split_parameters(chain, parameters)
-    units = zip(by_unit, split_saved(chain, x, by_unit, saved), strict=True)
-    return [0 if s.y is None else 2 * (s.y.numel() or output.numel()) * p.conv_weight[0].numel() for p, s in units]
+    units, _, outputs = split_kept(chain, x, by_unit, saved)
+    ends = itertools.chain.from_iterable(
+        [end] * len(block.all_units) for block, end in zip(chain.blocks, [*outputs, output], strict=True)
+    )
+    return [
+        0 if kept.y is None else 2 * (kept.y.numel() or end.numel()) * p.conv_weight[0].numel()
+        for p, kept, end in zip(by_unit, units, ends, strict=True)
+    ]

@@ -6,15 +6,18 @@ and a traced program can print it into its graph.
 
 import ast
 import functools
+import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from torch import Tensor
 
 Pair = tuple[int, int]
 
 IDENTITY = "identity"
+
+T = TypeVar("T")
 
 
 class Conv(NamedTuple):
@@ -75,8 +78,8 @@ NOT_PADDED = Padded((1, 1), 0, 0)
 
 
 @dataclass(frozen=True)
-class Chain:
-    """What a chain computes.
+class Block:
+    """A row of units, and what is at its end.
 
     Attributes
     ----------
@@ -86,27 +89,16 @@ class Chain:
         None, :data:`IDENTITY`, :class:`Padded`, or the unit of a projection (conv → batch norm, no ReLU).
     pool
         A max pool behind the last unit, or None.
-    options
-        How it is run, which is nothing to what it computes.
     """
 
     units: tuple[Unit, ...]
     shortcut: Unit | Padded | str | None
     pool: Pool | None
-    options: Options
 
     @functools.cached_property
     def all_units(self) -> tuple[Unit, ...]:
         """The main path, and the projection behind it."""
         return (*self.units, self.shortcut) if isinstance(self.shortcut, Unit) else self.units
-
-    @functools.cached_property
-    def present(self) -> tuple[tuple[bool, bool, bool, bool], ...]:
-        """Which of its :class:`Parameters` every unit has."""
-        return tuple(
-            (unit.conv is not None, unit.conv is not None and unit.conv.bias, unit.weight, unit.bias)
-            for unit in self.all_units
-        )
 
     @functools.cached_property
     def synchronized(self) -> bool:
@@ -126,8 +118,39 @@ class Chain:
 
     @functools.cached_property
     def masks_by_output(self) -> bool:
-        """Whether backward takes the last ReLU's mask from the chain's output: behind an add ``y`` alone can't say."""
+        """Whether backward takes the last ReLU's mask from the block's output: behind an add ``y`` alone can't say."""
         return self.shortcut is not None and self.units[-1].relu
+
+
+@dataclass(frozen=True)
+class Chain:
+    """What a chain computes: its blocks one behind the other; ``options`` are nothing to that, but to how it is run."""
+
+    blocks: tuple[Block, ...]
+    options: Options
+
+    @functools.cached_property
+    def units(self) -> tuple[Unit, ...]:
+        """The units of all blocks, in the order in which their tensors are handed around."""
+        return tuple(unit for block in self.blocks for unit in block.all_units)
+
+    @functools.cached_property
+    def present(self) -> tuple[tuple[bool, bool, bool, bool], ...]:
+        """Which of its :class:`Parameters` every unit has."""
+        return tuple(
+            (unit.conv is not None, unit.conv is not None and unit.conv.bias, unit.weight, unit.bias)
+            for unit in self.units
+        )
+
+    @functools.cached_property
+    def masks_by_output(self) -> bool:
+        """Whether backward needs the chain's output."""
+        return self.blocks[-1].masks_by_output
+
+    def by_block(self, by_unit: Sequence[T]) -> list[Sequence[T]]:
+        """Group what there is one of for each unit by block."""
+        ends = itertools.accumulate(len(block.all_units) for block in self.blocks)
+        return [by_unit[end - len(block.all_units) : end] for block, end in zip(self.blocks, ends, strict=True)]
 
 
 @functools.cache
@@ -136,10 +159,14 @@ def make_chain(signature: tuple[Any, ...]) -> Chain:
 
     ``eps`` is there as ``float.hex`` writes it: exact, and a constant also where floats are traced as symbols.
     """
-    units, shortcut, pool, options = signature
+    blocks, options = signature
+    return Chain(tuple(itertools.starmap(_make_block, blocks)), Options(*options))
+
+
+def _make_block(units: tuple[Any, ...], shortcut: Any, pool: Any) -> Block:
     if isinstance(shortcut, tuple):
         shortcut = _make_unit(shortcut) if is_projection(shortcut) else Padded(*shortcut)
-    return Chain(tuple(map(_make_unit, units)), shortcut, Pool(*pool) if pool else None, Options(*options))
+    return Block(tuple(map(_make_unit, units)), shortcut, Pool(*pool) if pool else None)
 
 
 def is_projection(shortcut: Any) -> bool:
@@ -184,29 +211,53 @@ class Saved(NamedTuple):
         return self.y is not None and self.y.dim() == 1
 
 
+class Kept(NamedTuple):
+    """What a chain keeps for backward, besides its input, its output and its parameters.
+
+    ``units`` has one for each unit, ``indices`` those of the pools, ``outputs`` those of all blocks but the last.
+    """
+
+    units: list[Saved]
+    indices: list[Tensor]
+    outputs: list[Tensor]
+
+
 def split_parameters(chain: Chain, flat: Iterable[Any]) -> list[Parameters]:
     """Group a flat list, one item for each parameter that the units have, by unit."""
     items = iter(flat)
     return [Parameters(*[next(items) if present else None for present in unit]) for unit in chain.present]
 
 
-def split_saved(chain: Chain, x: Tensor, parameters: list[Parameters], flat: Iterable[Tensor]) -> list[Saved]:
-    """Group the flat list of saved tensors by unit."""
+def split_kept(chain: Chain, x: Tensor, parameters: list[Parameters], flat: Iterable[Tensor]) -> Kept:
+    """Sort the flat list of tensors that a chain keeps."""
     items = iter(flat)
-    return [
+    units = [
         Saved(
             next(items) if unit.conv else None,
             next(items),
             next(items) if unit.conv and p.conv_weight.dtype != x.dtype else None,
         )
-        for unit, p in zip(chain.all_units, parameters, strict=True)
+        for unit, p in zip(chain.units, parameters, strict=True)
     ]
+    indices = [next(items) for block in chain.blocks if block.pool]
+    return Kept(units, indices, list(items))
 
 
 def wants_input(chain: Chain, needs_grad: Sequence[bool], shortcut: Tensor | None) -> list[bool]:
-    """Return for every unit whether anything in front of it wants a gradient; ``needs_grad`` as in :func:`backward`."""
+    """Return for every unit whether anything in front of it wants a gradient; ``needs_grad`` as in a chain's backward.
+
+    A separate ``shortcut`` is that of the first block.
+    """
     wants_x, wants_shortcut, *wants = needs_grad
-    in_front = [wants_x]
-    for unit in split_parameters(chain, wants)[: len(chain.units) - 1]:
-        in_front.append(in_front[-1] or any(unit))
-    return [*in_front, wants_x if shortcut is None else wants_shortcut][: len(chain.all_units)]
+    wanted: list[bool] = []
+    wants_source = wants_x if shortcut is None else wants_shortcut
+    for block, units in zip(chain.blocks, chain.by_block(split_parameters(chain, wants)), strict=True):
+        in_front = wants_x
+        for unit in units[: len(block.units)]:
+            wanted.append(in_front)
+            in_front = in_front or any(unit)
+        if isinstance(block.shortcut, Unit):
+            wanted.append(wants_source)
+            in_front = in_front or any(units[-1])
+        wants_x = wants_source = in_front or wants_source
+    return wanted

@@ -21,6 +21,7 @@ from torch import fx, nn
 from fused_resnet.blocks import (
     BATCH_NORMS,
     FUNCTION,
+    BlockPaths,
     ChainPaths,
     Container,
     Path,
@@ -28,6 +29,7 @@ from fused_resnet.blocks import (
     UnitPaths,
     child,
     is_frozen_norm,
+    own_class,
     prepare,
 )
 from fused_resnet.chain_spec import IDENTITY, NOT_PADDED, Padded, Pair
@@ -39,8 +41,11 @@ CHAIN_MODULES = (nn.Conv2d, nn.ReLU, nn.MaxPool2d, nn.Identity)
 NORMS = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm, nn.modules.instancenorm._InstanceNorm)
 
 
-def find_plan(module: nn.Module, training: bool, options: tuple[str, str]) -> Plan | str:
-    """Return how to run a module's forward with chains in it, in training or in eval, or why there is no way."""
+def find_plan(module: nn.Module, training: bool, options: tuple[str, str], stages: bool = False) -> Plan | str:
+    """Return how to run a module's forward with chains in it, in training or in eval, or why there is no way.
+
+    With ``stages`` a chain goes on behind the add at a block's end.
+    """
     leaves = [m for m in module.modules() if is_primitive(m)]
     may_be_whole = all(type(m) in CHAIN_MODULES or is_norm(m) for m in leaves)
     reason = ""
@@ -52,9 +57,11 @@ def find_plan(module: nn.Module, training: bool, options: tuple[str, str]) -> Pl
             continue
         identities = _drop_identities(module, graph)
         matches = _Matcher(module, graph).matches()
+        if stages:
+            matches = _joined(matches)
         if deep and not _is_whole(graph, matches):
             continue
-        if deep and len({path[0] for match in matches for path in match.paths.modules}) == 1:
+        if deep and len({path[0] for match in matches for block in match.paths for path in block.modules}) == 1:
             continue  # the chain is a child's own
         if not matches:
             reason = why_no_match(module)
@@ -223,7 +230,7 @@ def _container(path: Path, module: nn.Module) -> Container:
         if name not in _MODULE_ATTRIBUTES
         and all(isinstance(item, _STEERING) for item in (value if isinstance(value, tuple) else [value]))
     )
-    return Container(path, type(module), children, missing, attributes)
+    return Container(path, own_class(module), children, missing, attributes)
 
 
 class _Unit(NamedTuple):
@@ -326,8 +333,8 @@ class _Matcher:
             return None  # a batch norm alone
         if self._is_changed_before(end, x, nodes) or (shortcut and self._is_changed_before(end, shortcut, nodes)):
             return None
-        paths = ChainPaths(tuple(units), shortcut_paths, None if pool is None else _path(pool))
-        return _Match(paths, x, None if shortcut is x else shortcut, nodes, end)
+        paths = BlockPaths(tuple(units), shortcut_paths, None if pool is None else _path(pool))
+        return _Match((paths,), x, None if shortcut is x else shortcut, nodes, end)
 
     def _padded(self, end: fx.Node) -> tuple[fx.Node, Padded | str, list[fx.Node]]:
         """Return what a shortcut without parameters starts from, its kind, and the nodes that stride and pad it."""
@@ -383,6 +390,25 @@ class _Matcher:
             user not in nodes and self.order[user] < self.order[end] and _changes_in_place(self.root, user)
             for user in x.users
         )
+
+
+def _joined(matches: list[_Match]) -> list[_Match]:
+    """Join every chain to the one that it follows."""
+    joined: list[_Match] = []
+    for match in matches:
+        front = joined[-1] if joined else None
+        if front is not None and _follows(match, front):
+            paths, nodes = front.paths + match.paths, front.nodes + match.nodes
+            joined[-1] = _Match(paths, front.x, front.shortcut, nodes, match.end)
+        else:
+            joined.append(match)
+    return joined
+
+
+def _follows(match: _Match, front: _Match) -> bool:
+    """Whether a chain begins with the sum that another ends in, and nothing else reads that."""
+    begins = match.x is front.end and match.shortcut is None and front.paths[-1].shortcut is not None
+    return begins and all(user in match.nodes for user in front.end.users)
 
 
 def _path(node: fx.Node) -> Path:

@@ -39,6 +39,7 @@ def add_explain(subcommands: "argparse._SubParsersAction[argparse.ArgumentParser
     parser.add_argument(
         "--memory", default="fast", help="fast, or lean to keep less for backward where that costs time (default: fast)"
     )
+    parser.add_argument("--chain", default="auto", help="auto or block for one node a block, or stage (default: auto)")
     traced = parser.add_argument_group("trace a training step, without data")
     traced.add_argument(
         "--input-shape", type=int, nargs=4, metavar=("N", "C", "H", "W"), help="bytes, FLOP and memory of every chain"
@@ -54,7 +55,7 @@ def run_explain(options: argparse.Namespace) -> int:
         model = models.create(options.model)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", NothingToFuse)  # the report says it
-            fuse(model, engine=options.engine, memory=options.memory)
+            fuse(model, engine=options.engine, memory=options.memory, chain=options.chain)
         report = explain(model, options.input_shape, dtype=AUTOCAST[options.dtype])
         if options.steps is None:
             print(report)

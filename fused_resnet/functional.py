@@ -103,7 +103,8 @@ def batch_norm_act(
     shortcut = None if residual is None else IDENTITY if residual_norm is None else unit(residual_norm, False)
     parameters = [p for norm in norms for p in norm[2:] if p is not None]
     running = [] if training else [p for norm in norms for p in norm[:2] if p is not None]
-    z, moments = run_chain(((main,), shortcut, None, (engine, "fast")), x, residual, parameters, running)
+    signature = (((main,), shortcut, None),), (engine, "fast")
+    z, moments = run_chain(signature, x, residual, parameters, running)
     for (mean, var, *_), new in zip(norms, moments, strict=True):
         if training and mean is not None and var is not None:
             update_running_stats_(engine, [mean], [var], [], [new], momentum)

@@ -18,7 +18,7 @@ from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fused_resnet import ops
-from fused_resnet.blocks import FusedModule, PreparedChain, PreparedChains, prepare
+from fused_resnet.blocks import FusedModule, PreparedChain, PreparedChains, child, prepare
 from fused_resnet.chain import backward, forward
 from fused_resnet.chain_spec import make_chain
 
@@ -154,10 +154,13 @@ def trace(
             raise ValueError(f"{type(model).__name__} takes no input of shape {tuple(input_shape)}: {error}") from error
         finally:
             hook.remove()
+        inside: set[nn.Module] = set()  # a chain of another module
         for module, argument in calls:
             plan = module._fused.get(module.training)
             chains = "" if plan is None else prepare(module, plan)
-            if plan is not None and not isinstance(chains, str):
+            if plan is not None and not isinstance(chains, str) and module not in inside:
+                paths = [path for chain in plan.chains for block in chain for path in block.modules]
+                inside |= {child(module, path[:n]) for path in paths for n in range(1, len(path))}
                 tracer = _Tracer(chains, engine)
                 with autocast, _in_eval(synchronized):
                     plan.forward(module, tracer, argument)
@@ -300,10 +303,22 @@ def _product(output: Tensor, weight: Tensor) -> int:
 def _noted(k: SimpleNamespace, recorder: Recorder) -> SimpleNamespace:
     """Return an engine's operations so that those which the dispatcher does not know are noted, too.
 
-    That is Triton's 1×1 convolution with its batch norm: its kernels, and not what stands in for their results here.
+    Those are Triton's 1×1 convolutions: their kernels, and not what stands in for their results here.
     """
     if k.engine != "triton":
         return k
+
+    def pointwise_conv_stats(x: Tensor, weight: Tensor, *others: Any) -> tuple[Tensor, Tensor, Tensor]:
+        with recorder.pause():
+            y, moments, affine = k.pointwise_conv_stats(x, weight, *others)
+        recorder.note("fprop, statistics", (x, weight), (y,), _product(y, weight))
+        return y, moments, affine
+
+    def pointwise_conv_add_grad_(d_source: Tensor, dy: Tensor, weight: Tensor, z: Tensor) -> Tensor:
+        with recorder.pause():
+            sums: Tensor = k.pointwise_conv_add_grad_(d_source, dy, weight, z)
+        recorder.note("dgrad, add, mask", (d_source, dy, weight, z), (d_source,), _product(dy, weight))
+        return sums
 
     def pointwise_conv_norm_act(x: Tensor, *others: Any) -> tuple[Tensor, Tensor, Tensor]:
         _, _, weight, _, _, _, residual, *_ = others
@@ -324,5 +339,10 @@ def _noted(k: SimpleNamespace, recorder: Recorder) -> SimpleNamespace:
             recorder.note("dgrad", (grad, x, weight), (du,), flop + gram)
         return du, d_weight, grad_weight
 
-    own = {f.__name__: f for f in (pointwise_conv_norm_act, pointwise_conv_norm_backward)}
-    return SimpleNamespace(**{**vars(k), **own})
+    own = (
+        pointwise_conv_stats,
+        pointwise_conv_add_grad_,
+        pointwise_conv_norm_act,
+        pointwise_conv_norm_backward,
+    )
+    return SimpleNamespace(**{**vars(k), **{function.__name__: function for function in own}})

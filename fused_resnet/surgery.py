@@ -11,8 +11,10 @@ import torch
 from torch import nn
 
 from fused_resnet import engines, ops
+from fused_resnet.block_forward import keeps_y
 from fused_resnet.blocks import (
     FUNCTION,
+    BlockPaths,
     ChainPaths,
     FusedModule,
     Plan,
@@ -22,7 +24,6 @@ from fused_resnet.blocks import (
     prepare,
     stock_class,
 )
-from fused_resnet.chain import keeps_y
 from fused_resnet.chain_spec import Padded, make_chain, split_parameters
 from fused_resnet.dataflow import find_plan, is_norm, is_primitive, why_no_match
 from fused_resnet.host_memory import keep_freed_memory
@@ -58,7 +59,9 @@ def fuse(
     strict
         Raise where nothing can be fused; the default warns.
     chain
-        What one autograd node spans: ``"block"``; ``"auto"`` chooses (today always the block).
+        What one autograd node spans: ``"block"``, or ``"stage"`` for all blocks in a row that nothing else looks into,
+        such as torchvision's ``layer1``: then a block's backward ends in what the block in front begins with, which
+        saves passes over the widest tensors; gradients are ready stage by stage.  ``"auto"`` is the block.
     memory
         ``"fast"``, or ``"lean"`` to keep less for backward where that costs time: the raw outputs of the 1×1
         convolutions at a block's end, wherever their gradients can be had without.
@@ -84,8 +87,8 @@ def fuse(
     >>> print(fused_resnet.explain(model))
     """
     _check_model(model)
-    if chain not in ("auto", "block"):
-        raise ValueError(f"chain must be 'auto' or 'block' (one autograd node for each block), got {chain!r}")
+    if chain not in ("auto", "block", "stage"):
+        raise ValueError(f"chain must be 'auto', 'block' or 'stage' (what one autograd node spans), got {chain!r}")
     if memory not in ("fast", "lean"):
         raise ValueError(f"memory must be 'fast' or 'lean' (keeps less for backward), got {memory!r}")
     engines.check_name(engine)
@@ -96,7 +99,10 @@ def fuse(
             keep_freed_memory()
     unfuse(model)
     fused = False
-    for _, module, plans in list(_survey(model, (engine, memory))):
+    found = list(_survey(model, (engine, memory)))
+    if chain == "stage":  # whose blocks stay fused by themselves, for where the stage cannot serve
+        found += [place for place in _survey(model, (engine, memory), stages=True) if _spans_blocks(place[2])]
+    for _, module, plans in found:
         if not isinstance(plans, str):
             module.__class__ = fused_class(type(module))  # type: ignore[arg-type]
             vars(module)["_fused"] = plans
@@ -219,7 +225,7 @@ def explain(model: nn.Module, input_shape: Sequence[int] | None = None, *, dtype
                 rows.append(Row(shown, _describe(paths), engine, reason, steps.get((name, i))))
             else:
                 rows.append(Row(shown, None, "", f"not fused: {_describe(paths)} can be"))
-        fused = {path for paths in plan.chains for path in paths.modules}
+        fused = {path for paths in plan.chains for block in paths for path in block.modules}
         rows += [
             Row(".".join(filter(None, (name, child_name))), None, "", why_no_match(module))
             for child_name, inner in module.named_children()
@@ -241,18 +247,21 @@ def _not_kept(paths: ChainPaths, prepared: PreparedChain, engine: str, dtype: to
     chain = make_chain(prepared.signature)
     with torch.device("meta"):  # a cast needs no memory here
         weights = [torch.empty(p.shape, dtype=dtype or p.dtype) for p in prepared.parameters]
-    parameters = split_parameters(chain, weights)
+    by_block = zip(paths, chain.blocks, chain.by_block(split_parameters(chain, weights)), strict=True)
     names = [
         ".".join(path.conv)
-        for i, path in enumerate((*paths.units, paths.shortcut))
-        if isinstance(path, UnitPaths) and path.conv and not keeps_y(chain, i, parameters[i].conv_weight, engine)
+        for block_paths, block, parameters in by_block
+        for i, path in enumerate((*block_paths.units, block_paths.shortcut))
+        if isinstance(path, UnitPaths)
+        and path.conv
+        and not keeps_y(block, i, parameters[i].conv_weight, engine, chain.options.memory)
     ]
     return f"{' and '.join(names)} not kept" if names else ""
 
 
 def _synchronized(prepared: PreparedChain) -> str:
     """Say where a chain's statistics are those of several processes."""
-    if not make_chain(prepared.signature).synchronized:
+    if not any(block.synchronized for block in make_chain(prepared.signature).blocks):
         return ""
     on_cpu = prepared.parameters[0].device.type == "cpu"
     return "batch norm synchronized" + (", which stock PyTorch refuses on the CPU" if on_cpu else "")
@@ -267,6 +276,30 @@ def _copies(engine: str, parameters: list[torch.Tensor]) -> str:
 
 
 def _describe(paths: ChainPaths) -> str:
+    """Say what is in a chain: a block's modules, or those of several blocks, the names of equal ones together."""
+    if len(paths) == 1:
+        return _describe_block(paths[0])
+    names: dict[str, list[str]] = {}
+    for block in paths:
+        common = 0
+        while len({path[common] for path in block.modules}) == 1:
+            common += 1
+        inner = _describe_block(_without_prefix(block, common))
+        names.setdefault(inner, []).append(".".join(block.modules[0][:common]))
+    return "; ".join(f"{', '.join(blocks)}: {inner}" for inner, blocks in names.items())
+
+
+def _without_prefix(block: BlockPaths, n: int) -> BlockPaths:
+    """Return a block's paths without their first ``n`` names."""
+
+    def unit(u: UnitPaths) -> UnitPaths:
+        return UnitPaths(u.conv and u.conv[n:], u.norm[n:], u.act[n:] if isinstance(u.act, tuple) else u.act)
+
+    shortcut = unit(block.shortcut) if isinstance(block.shortcut, UnitPaths) else block.shortcut
+    return BlockPaths(tuple(map(unit, block.units)), shortcut, block.pool and block.pool[n:])
+
+
+def _describe_block(paths: BlockPaths) -> str:
     def unit(u: UnitPaths) -> list[str]:
         act = [] if u.act is None else ["relu" if u.act == FUNCTION else ".".join(u.act)]
         return [".".join(path) for path in (u.conv, u.norm) if path is not None] + act
@@ -299,8 +332,13 @@ def _check_model(model: Any) -> None:
             )
 
 
-def _survey(model: nn.Module, options: tuple[str, str]) -> Iterator[tuple[str, nn.Module, dict[bool, Plan] | str]]:
-    """Yield, top down, (name, module, plans or why not) for every module that has chains, or norms and no chains."""
+def _survey(
+    model: nn.Module, options: tuple[str, str], stages: bool = False
+) -> Iterator[tuple[str, nn.Module, dict[bool, Plan] | str]]:
+    """Yield, top down, (name, module, plans or why not) for every module that has chains, or norms and no chains.
+
+    What is inside a chain is left out, unless it is a stage that cannot serve as it is now.
+    """
     in_chains: set[str] = set()
     for name, module in model.named_modules():
         prefix = f"{name}." if name else ""
@@ -308,20 +346,27 @@ def _survey(model: nn.Module, options: tuple[str, str]) -> Iterator[tuple[str, n
         if inside or is_primitive(module) or not any(True for _ in module.children()):
             continue
         fused = isinstance(module, FusedModule) and "_fused" in vars(module)
-        plans = module._fused if fused else _plan(module, options)
+        plans = module._fused if fused else _plan(module, options, stages)
         if not isinstance(plans, str):
             yield name, module, plans
-            in_chains |= {prefix + ".".join(p) for plan in plans.values() for c in plan.chains for p in c.modules}
+            if not (_spans_blocks(plans) and any(isinstance(prepare(module, plan), str) for plan in plans.values())):
+                modules = [p for plan in plans.values() for c in plan.chains for block in c for p in block.modules]
+                in_chains |= {prefix + ".".join(path) for path in modules}
         elif any(is_norm(inner) for inner in module.children()):
             yield name, module, plans
 
 
-def _plan(module: nn.Module, options: tuple[str, str]) -> dict[bool, Plan] | str:
+def _spans_blocks(plans: dict[bool, Plan] | str) -> bool:
+    """Whether any chain has more than one block."""
+    return not isinstance(plans, str) and any(len(chain) > 1 for plan in plans.values() for chain in plan.chains)
+
+
+def _plan(module: nn.Module, options: tuple[str, str], stages: bool) -> dict[bool, Plan] | str:
     """Return a module's plans for training and eval, or why it has none."""
     if "forward" in vars(module):
         return "it has a forward of its own"
     if type(module).forward is nn.Module.forward:
         return "it has no forward"
-    found = {training: find_plan(module, training, options) for training in (True, False)}
+    found = {training: find_plan(module, training, options, stages) for training in (True, False)}
     plans = {training: plan for training, plan in found.items() if isinstance(plan, Plan)}
     return plans or str(found[True])

@@ -6,7 +6,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import fused_resnet
 from tests.accuracy import assert_as_accurate_as_stock, record
-from tests.test_chain import images, make
+from tests.test_chain import images
+from tests.test_stages import make_any as make
 
 NAMES = [
     "basic",
@@ -20,6 +21,8 @@ NAMES = [
     "option A, other source",
     "option A, other source alone",
     "option A, other source, stride 1",
+    "stage: basic",
+    "stage: bottleneck",
 ]
 
 
@@ -46,7 +49,7 @@ def detached(value):
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
 @pytest.mark.parametrize("name", NAMES)
 def test_every_operation_that_a_chain_calls_passes_opcheck(name, training, dtype, monkeypatch):
-    model = fused_resnet.fuse(make(name).to(dtype).train(training))
+    model = fused_resnet.fuse(make(name).to(dtype).train(training), chain="stage")
     x = images(model).to(dtype)
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
     with Recorder() as recorder:
@@ -62,9 +65,9 @@ def test_every_operation_that_a_chain_calls_passes_opcheck(name, training, dtype
 def test_the_operation_gives_what_the_function_gives(name, monkeypatch):
     model = make(name)
     x = images(model)
-    function = record(fused_resnet.fuse(make(name)), x)
+    function = record(fused_resnet.fuse(make(name), chain="stage"), x)
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
-    operation = record(fused_resnet.fuse(make(name)), x)
+    operation = record(fused_resnet.fuse(make(name), chain="stage"), x)
     for key, t in function.items():
         # a compiled program moves running statistics in plain torch, whose last bit may differ
         tolerance = torch.finfo(t.dtype).eps if "running" in key else 0
@@ -88,7 +91,7 @@ def test_compiled_a_chain_is_as_accurate_as_stock(name, training):
     model = make(name).train(training)
     x = images(model)
     exact, stock = record(copy.deepcopy(model).double(), x.double()), record(copy.deepcopy(model), x)
-    fused = fused_resnet.fuse(model)
+    fused = fused_resnet.fuse(model, chain="stage")
     torch.compiler.reset()
     compiled = torch.compile(fused, fullgraph=True, backend="aot_eager")
     assert_as_accurate_as_stock(record(fused, x, call=compiled), stock, exact)
@@ -102,6 +105,6 @@ def test_a_chain_counts_its_floating_point_operations():
             model(x).sum().backward()
         return counter.get_total_flops()
 
-    for name in ("basic", "bottleneck, stride 2"):
-        stock, fused = make(name), fused_resnet.fuse(make(name))
+    for name in ("basic", "bottleneck, stride 2", "stage: bottleneck"):
+        stock, fused = make(name), fused_resnet.fuse(make(name), chain="stage")
         assert count(fused, images(fused)) == count(stock, images(stock)) > 0

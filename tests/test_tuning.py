@@ -9,7 +9,8 @@ import torch
 import fused_resnet
 from fused_resnet import cli, engines, models, tuning
 from fused_resnet.bench.tune import Measured, decide
-from fused_resnet.ops.pointwise_conv_norm.config import LEAN, pays
+from fused_resnet.ops.pointwise_conv.config import LEAN
+from fused_resnet.ops.pointwise_conv_norm.config import pays
 from fused_resnet.tuning import BUILT_IN, Tuning
 
 

@@ -1,4 +1,4 @@
-"""Who is compared: stock PyTorch, eagerly and compiled, this package, fast and lean, and timm.
+"""Who is compared: stock PyTorch, eagerly and compiled, this package in every way to fuse a network, and timm.
 
 All get the same random inputs, weights and settings, channels_last; ``exact`` is stock in float64 and is never timed.
 """
@@ -12,11 +12,20 @@ from torch import nn
 from fused_resnet.bench.rows import FUSED, STOCK
 from fused_resnet.surgery import fuse
 
-LEAN, COMPILED, MAX_AUTOTUNE, TIMM = "lean", "compile", "compile-max-autotune", "timm"
+LEAN, STAGE, LEAN_STAGE = "lean", "stage", "lean-stage"
+COMPILED, MAX_AUTOTUNE, TIMM = "compile", "compile-max-autotune", "timm"
 COMPILING = (COMPILED, MAX_AUTOTUNE)
 
+# those that are this package, and how each is fused
+FUSINGS: dict[str, dict[str, str]] = {
+    FUSED: {},
+    LEAN: {"memory": "lean"},
+    STAGE: {"chain": "stage"},
+    LEAN_STAGE: {"memory": "lean", "chain": "stage"},
+}
+
 # what --peers takes; stock is always measured, since all are compared with it
-NAMES = (STOCK, FUSED, LEAN, COMPILED, MAX_AUTOTUNE, TIMM)
+NAMES = (STOCK, *FUSINGS, COMPILED, MAX_AUTOTUNE, TIMM)
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -43,11 +52,9 @@ STOCK_PEER, EXACT_PEER = Peer(STOCK), Peer("exact")
 
 
 def fused(peer: Peer, module: nn.Module) -> None:
-    """Fuse a module for the peers that are this package: fast, or with ``memory="lean"``."""
-    if peer.name == FUSED:
-        fuse(module, engine=peer.engine)
-    elif peer.name == LEAN:
-        fuse(module, memory="lean", engine=peer.engine or "auto")
+    """Fuse a module for the peers that are this package."""
+    if peer.name in FUSINGS:
+        fuse(module, engine=peer.engine or "auto", **FUSINGS[peer.name])  # type: ignore[arg-type]
 
 
 def compiled(peer: Peer, function: Callable[..., Any], *, graphed: bool = False) -> Callable[..., Any]:

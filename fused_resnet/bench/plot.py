@@ -3,10 +3,18 @@
 from collections.abc import Sequence
 from typing import BinaryIO
 
-from fused_resnet.bench.peers import COMPILED, LEAN, MAX_AUTOTUNE, TIMM
+from fused_resnet.bench.peers import COMPILED, LEAN, LEAN_STAGE, MAX_AUTOTUNE, STAGE, TIMM
 from fused_resnet.bench.rows import FUSED, STOCK, Row
 
-COLORS = {FUSED: "#1f5fbf", LEAN: "#2a9d8f", COMPILED: "#8a8f98", MAX_AUTOTUNE: "#5c6066", TIMM: "#c9a227"}
+COLORS = {
+    FUSED: "#1f5fbf",
+    STAGE: "#6a9ae0",
+    LEAN: "#2a9d8f",
+    LEAN_STAGE: "#7cc7bd",
+    COMPILED: "#8a8f98",
+    MAX_AUTOTUNE: "#5c6066",
+    TIMM: "#c9a227",
+}
 
 DRAWN = ("op", "block", "model", "memory")
 

@@ -1,6 +1,6 @@
 """What must be moved and computed in a training step, by scheme.
 
-This package's schemes, ``fused`` and ``lean``, are traced (`fused_resnet.steps`): what the engine that serves here
+This package's schemes, those of `FUSINGS`, are traced (`fused_resnet.steps`): what the engine that serves here
 does, kernel by kernel. Stock's and the compiler's are counted from shapes. A tensor that a kernel reads or writes
 counts once for each kernel, in full; what a cache saves is not seen. Here ``x`` is the input of a convolution, ``y``
 its raw output, ``z`` an activation, ``g`` a gradient, ``r`` a shortcut. A convolution costs 2 · (elements of y) ·
@@ -37,6 +37,7 @@ from torch import Tensor, nn
 from fused_resnet import models
 from fused_resnet.bench.block import RESIDUAL_BLOCKS, BlockShape
 from fused_resnet.bench.ceilings import ARITHMETIC_PART, BANDWIDTH_PART, Ceilings
+from fused_resnet.bench.peers import FUSINGS
 from fused_resnet.steps import trace
 from fused_resnet.surgery import fuse
 
@@ -58,9 +59,7 @@ PASSES = {
 # bytes of the index of a maximum of the stem's pool, which reads z and writes g
 INDEX_BYTES = {"eager": 8, "pointwise": 1}
 
-# this package's, each what ``memory`` it is fused with
-TRACED = {"fused": "fast", "lean": "lean"}
-SCHEMES = (*PASSES, *TRACED)
+SCHEMES = (*PASSES, *FUSINGS)
 
 # scheme of the operation alone, relu(batch_norm(x) + shortcut): its fewest passes, with r for z in the ReLU's mask
 OPERATION_PASSES = {"none": Passes(3, 5), "residual": Passes(4, 8), "dual": Passes(5, 8)}
@@ -201,7 +200,7 @@ def traced(
     shapes : Shapes
         Of the same.
     scheme : str
-        One of `TRACED`.
+        One of `FUSINGS`.
     input_shape : sequence of int
         Of the module's input, [N, C, H, W]; a block's has a gradient.
     dtype : torch.dtype
@@ -210,7 +209,7 @@ def traced(
         That serves, or as if it did: it need not be possible here.
     """
     batch, element_size = input_shape[0], dtype.itemsize
-    fuse(module, memory=TRACED[scheme])
+    fuse(module, **FUSINGS[scheme])  # type: ignore[arg-type]
     is_network = shapes.features > 0
     autocast = None if dtype is torch.float32 else dtype
     chains = trace(module, input_shape, autocast, input_grad=not is_network, engine=engine).values()

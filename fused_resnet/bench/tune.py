@@ -22,7 +22,7 @@ from fused_resnet.bench.settings import Settings
 from fused_resnet.bench.suites.contest import refusals
 from fused_resnet.engines import GPU_NAMES, EngineError, why_not
 from fused_resnet.environment import environment
-from fused_resnet.ops.pointwise_conv_norm import config
+from fused_resnet.ops.pointwise_conv import config
 from fused_resnet.tuning import Tuning
 
 EXAMPLES = """\

@@ -18,7 +18,7 @@ from fused_resnet import models
 from fused_resnet.bench.block import BlockShape, BlockStep, distinct_blocks
 from fused_resnet.bench.command import read_device, require_at_least
 from fused_resnet.bench.network import NetworkStep, Workload
-from fused_resnet.bench.peers import DTYPES, LEAN, Peer
+from fused_resnet.bench.peers import DTYPES, LEAN, LEAN_STAGE, STAGE, Peer
 from fused_resnet.bench.rows import FUSED
 from fused_resnet.engines import EngineError, choose
 
@@ -31,7 +31,8 @@ examples:
 Take the batch size of the job: some kernels are compiled for what a number of images is divisible by.
 """
 
-PEERS = {"fast": FUSED, "lean": LEAN}
+# by what fuse is asked for: memory and chain
+PEERS = {("fast", "block"): FUSED, ("lean", "block"): LEAN, ("fast", "stage"): STAGE, ("lean", "stage"): LEAN_STAGE}
 
 
 def warm_block(shape: BlockShape, workload: Workload, peer: Peer) -> None:
@@ -88,7 +89,8 @@ def add_warm(subcommands: "argparse._SubParsersAction[argparse.ArgumentParser]")
     parser.add_argument("--dtype", nargs="+", choices=list(DTYPES), default=["bf16"], help="(default: bf16)")
     parser.add_argument("--batch-size", type=int, default=256, metavar="N", help="images (default: %(default)s)")
     parser.add_argument("--image-size", type=int, default=224, metavar="PIXELS", help="(default: %(default)s)")
-    parser.add_argument("--memory", choices=list(PEERS), default="fast", help="as for fuse (default: %(default)s)")
+    parser.add_argument("--memory", choices=["fast", "lean"], default="fast", help="as for fuse (default: %(default)s)")
+    parser.add_argument("--chain", choices=["block", "stage"], default="block", help="the same (default: %(default)s)")
     parser.add_argument("--device", default="cuda", help="cuda, cuda:1 ... (default: %(default)s)")
     parser.add_argument(
         "--processes", type=int, default=min(8, os.cpu_count() or 1), metavar="N", help="at once (default: %(default)s)"
@@ -109,9 +111,10 @@ def run_warm(options: argparse.Namespace) -> int:
                 raise ValueError(f"the engine {engine} serves {dtype} on {device}, whose kernels are compiled already")
         for model in options.models:
             for dtype in options.dtype:
+                peer = Peer(PEERS[options.memory, options.chain], "triton")
                 workload = Workload(model, options.batch_size, options.image_size, dtype, device)
                 start = time.perf_counter()
-                first = warm(workload, Peer(PEERS[options.memory], "triton"), options.processes)
+                first = warm(workload, peer, options.processes)
                 seconds = time.perf_counter() - start
                 print(f"{model} {dtype}: compiled in {seconds:.1f} s; a first step takes {first:.1f} s", flush=True)
     except (ValueError, EngineError) as error:

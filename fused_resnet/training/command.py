@@ -169,7 +169,7 @@ def add_recipe(parser: argparse.ArgumentParser) -> None:
     machine("--precision", help=listing(PRECISIONS, default.precision))
     machine("--engine", help=f"that serves the fused blocks (default: {default.engine})")
     machine("--memory", help=f"fast, or lean, which keeps less for backward (default: {default.memory})")
-    machine("--chain", help=f"auto, or block for one autograd node a block (default: {default.chain})")
+    machine("--chain", help=f"auto or block for one autograd node a block, or stage (default: {default.chain})")
     machine("--stock", dest="fuse", action="store_false", help="train without fusion")
     machine("--contiguous", dest="channels_last", action="store_false", help="store activations NCHW instead of NHWC")
     machine("--compile", action="store_true", help="under torch.compile")

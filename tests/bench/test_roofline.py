@@ -6,9 +6,8 @@ from fused_resnet.bench.block import distinct_blocks
 from fused_resnet.bench.ceilings import ARITHMETIC_PART, BANDWIDTH_PART, Ceilings
 from fused_resnet.bench.memory import activation_bytes
 from fused_resnet.bench.network import NetworkStep, Workload
-from fused_resnet.bench.peers import DTYPES, STOCK_PEER, Peer
+from fused_resnet.bench.peers import DTYPES, FUSINGS, STOCK_PEER, Peer
 from fused_resnet.bench.roofline import (
-    TRACED,
     block_shapes,
     count,
     network_shapes,
@@ -42,7 +41,7 @@ def test_saved_activations_are_those_that_autograd_keeps(scheme, peer, model, dt
     step = NetworkStep(Workload(model, batch, size, dtype, torch.device("cpu")), peer)
     kept = activation_bytes(lambda: step.loss(step.logits()), step.state())
     shapes = network_shapes(model, size)
-    if scheme in TRACED:
+    if scheme in FUSINGS:
         input_shape = (batch, 3, size, size)
         counted = traced(
             models.create(model), shapes, scheme, input_shape=input_shape, dtype=DTYPES[dtype], engine="cpu"
@@ -68,7 +67,7 @@ def test_traffic_of_one_block_by_hand():
         assert traffic.flop == 2 * 3 * 2 * y * 16 * 9
     # forward statistics 1, apply 2 or 3; backward reduce 2 or 3, apply 3 or 4, z rebuilt 2; dx, g, z → dx
     passes = (1 + 2) + (1 + 3) + (3 + 4 + 2) + (2 + 3) + 4
-    for scheme in TRACED:
+    for scheme in FUSINGS:
         block = models.create("resnet20").get_submodule(shape.name)
         traffic = traced(
             block, shapes, scheme, input_shape=(batch, *shape.input), dtype=torch.float32, engine="reference"

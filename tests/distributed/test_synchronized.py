@@ -14,7 +14,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import fused_resnet
 from fused_resnet import ops, synchronized
 from tests.accuracy import assert_as_accurate_as_stock, gradient_for, record
-from tests.test_chain import images, make
+from tests.test_chain import images
+from tests.test_stages import make_any as make
 
 convert = nn.SyncBatchNorm.convert_sync_batchnorm
 
@@ -30,6 +31,8 @@ CHAINS = [
     "norm, momentum None",
     "norm, not affine",
     "norm, untracked",
+    "stage: basic",
+    "stage: bottleneck",
 ]
 # images of each rank
 SPLITS = {"2 ranks": (3, 1), "an empty rank": (0, 4), "4 ranks": (2, 0, 1, 1)}
@@ -92,7 +95,7 @@ def draws_of(model: nn.Module, half: bool) -> list[Tensor]:
 
 def fused_steps(rank, name, split, half, compiled=False):
     part = parts_of(split)[rank]
-    fused = fused_resnet.fuse(convert(make(name, clear=half)))
+    fused = fused_resnet.fuse(convert(make(name, clear=half)), chain="stage")
     call = torch.compile(fused, fullgraph=True, backend="aot_eager") if compiled else fused
     state = copy.deepcopy(fused.state_dict())
     norms = sum(isinstance(module, nn.SyncBatchNorm) for module in fused.modules())
@@ -123,7 +126,7 @@ def test_ranks_together_are_as_accurate_as_stock_with_the_whole_batch(name, spli
 
 
 @pytest.mark.parametrize("split", SPLITS)
-@pytest.mark.parametrize("name", ["basic, stride 2", "wide, stride 2", "option A", "stem"])
+@pytest.mark.parametrize("name", ["basic, stride 2", "wide, stride 2", "option A", "stem", "stage: bottleneck"])
 def test_ranks_together_are_as_accurate_in_half_precision(name, split, run_ranks):
     split = SPLITS[split]
     assert_as_accurate_as_the_whole_batch(run_ranks(len(split), fused_steps, name, split, True), name, True)

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
-from fused_resnet.bench.peers import LEAN, TIMM
+from fused_resnet.bench.peers import LEAN, LEAN_STAGE, STAGE, TIMM
 from fused_resnet.bench.rows import FUSED, STOCK, Row
 from fused_resnet.bench.settings import Settings
 from fused_resnet.bench.suites.block import measure_block
@@ -82,7 +82,7 @@ SUITES = {
             {"shape": 10, "shortcut": 8, "dtype": 5, "pass": 7},
             measure_op,
             limited=True,
-            without=(LEAN, TIMM),
+            without=(LEAN, STAGE, LEAN_STAGE, TIMM),
         ),
         Suite(
             "block",
@@ -91,7 +91,7 @@ SUITES = {
             {"model": 9, "block": 8, "input": 10, "dtype": 5},
             measure_block,
             limited=True,
-            without=(TIMM,),
+            without=(STAGE, LEAN_STAGE, TIMM),
         ),
         Suite(
             "model",

@@ -3,8 +3,8 @@
 from collections.abc import Iterator
 
 from fused_resnet import models
-from fused_resnet.bench.peers import DTYPES
-from fused_resnet.bench.roofline import PASSES, TRACED, count, network_shapes, traced
+from fused_resnet.bench.peers import DTYPES, FUSINGS
+from fused_resnet.bench.roofline import PASSES, count, network_shapes, traced
 from fused_resnet.bench.rows import BYTES, IMAGES_PER_SECOND, Row
 from fused_resnet.bench.settings import Settings
 from fused_resnet.bench.suites.ceilings import ceilings
@@ -22,7 +22,7 @@ def measure_roofline(settings: Settings) -> Iterator[Row]:
         for dtype in settings.dtypes:
             limits = ceilings(settings, dtype)
             schemes = {s: count(shapes, s, element_size=DTYPES[dtype].itemsize, batch_size=batch) for s in PASSES}
-            for s in TRACED:
+            for s in FUSINGS:
                 input_shape = (batch, 3, size, size)
                 schemes[s] = traced(
                     network, shapes, s, input_shape=input_shape, dtype=DTYPES[dtype], engine=settings.engines[0]

@@ -1,4 +1,4 @@
-"""How the Triton kernels cut the products of a 1×1 convolution into tiles.
+"""Which 1×1 convolutions carry their batch norm, and how the Triton kernels cut their products into tiles.
 
 The tiles of [M, K] by [K, N] come from counting instructions and bytes and from the ahead-of-time compile for sm_90,
 not yet from a GPU.
@@ -6,9 +6,32 @@ not yet from a GPU.
 
 from typing import NamedTuple
 
+from fused_resnet.engines import GPU_NAMES
 from fused_resnet.ops.batch_norm_act.config import MAX_PARTS, ceil_div, power_of_two
+from fused_resnet.tuning import tuning
+
+# The most inputs for which to do without an output where memory counts for more than time: K·K·N outgrows the passes.
+LEAN = 256
+# The most channels on the narrow side of a kept output: a product with 256 makes more FLOP of a byte than an H200 can.
+MEMORY_BOUND = 128
 
 LEAST = 16  # of each side of a product: smaller ones are padded
+
+
+def most_channels(engine: str, memory: str, itemsize: int) -> int:
+    """Return up to how many channels on its narrow side a 1×1 convolution carries its batch norm: 0 for none."""
+    if memory == "lean":
+        return LEAN
+    return tuning("cuda" if engine in GPU_NAMES else "cpu").most_inputs.get((engine, itemsize), 0)
+
+
+def makes_sums(engine: str, memory: str, inputs: int, outputs: int, itemsize: int) -> bool:
+    """Whether an engine's own product, with a batch norm's sums in it, takes the place of torch's convolution.
+
+    Where products of float32 are made outside the tensor cores, a library's are the better ones.
+    """
+    most = min(most_channels(engine, memory, itemsize), MEMORY_BOUND)
+    return engine == "triton" and itemsize == 2 and min(inputs, outputs) <= most
 
 
 class Tile(NamedTuple):

@@ -7,12 +7,7 @@ The tiles of [M, K] by [K, N] come from counting instructions and bytes and from
 not yet from a GPU.
 """
 
-from fused_resnet.engines import GPU_NAMES
-from fused_resnet.ops.pointwise_conv.config import LEAST, Tile, side
-from fused_resnet.tuning import tuning
-
-# The most inputs where memory counts for more than time: from here on K·K·N outgrows the passes themselves.
-LEAN = 256
+from fused_resnet.ops.pointwise_conv.config import LEAST, Tile, most_channels, side
 
 SAMPLED_ROWS, SAMPLED_CHANNELS = 512, 16  # of which a program makes the centre: 64 loads a thread, all in flight
 UNCENTRED_CHANNELS = 16  # of one program
@@ -85,8 +80,4 @@ def finish(inputs: int, outputs: int) -> Tile:
 
 def pays(engine: str, memory: str, inputs: int, outputs: int, itemsize: int) -> bool:
     """Whether to do without the output of a 1×1 convolution with these channels and activations of this size."""
-    if memory == "lean":
-        most = LEAN
-    else:
-        most = tuning("cuda" if engine in GPU_NAMES else "cpu").most_inputs.get((engine, itemsize), 0)
-    return outputs >= 2 * inputs and inputs <= most
+    return outputs >= 2 * inputs and inputs <= most_channels(engine, memory, itemsize)

@@ -1,0 +1,211 @@
+"""Chains of several blocks: as accurate as stock, one autograd node, and fewer passes over the widest tensors."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+import fused_resnet
+from fused_resnet.tuning import Tuning, using
+from tests import test_chain
+from tests.accuracy import assert_as_accurate_as_stock, assert_fused_is_as_accurate_as_stock, gradient_for, record
+from tests.test_chain import BASIC, BOTTLENECK, Block, Operations, images
+
+BASIC_24 = ((24, 24), (3, 3))
+STAGES = {
+    "basic": lambda: [Block(8, *BASIC, stride=2), Block(16, *BASIC), Block(16, *BASIC)],
+    "basic, identity first": lambda: [Block(16, *BASIC), Block(16, *BASIC)],
+    "basic, conv bias": lambda: [Block(16, *BASIC, bias=True), Block(16, *BASIC, bias=True)],
+    "bottleneck": lambda: [Block(8, *BOTTLENECK), Block(16, *BOTTLENECK), Block(16, *BOTTLENECK)],
+    "bottleneck, stride 2": lambda: [Block(12, (24, 24, 96), (1, 3, 1), stride=2), Block(96, (24, 24, 96), (1, 3, 1))],
+    "two projections": lambda: [Block(8, *BOTTLENECK), Block(16, (8, 8, 24), (1, 3, 1), stride=2), Block(24, *BASIC)],
+    "option A": lambda: [
+        Block(16, *BASIC),
+        Block(16, (24, 24), (3, 3), stride=2, before=4),
+        Block(24, (24, 24), (3, 3)),
+    ],
+    "option A, stride 1": lambda: [Block(16, *BASIC), Block(16, *BASIC_24, before=0)],
+    "basic behind bottleneck": lambda: [Block(16, *BOTTLENECK), Block(16, *BASIC)],
+}
+
+
+def make(name: str, clear: bool = False) -> nn.Sequential:
+    """Make a stage; ``clear`` keeps what ReLUs read away from 0, where a rounding decides what passes."""
+    torch.manual_seed(0)
+    model = nn.Sequential(*STAGES[name]())
+    for path, module in model.named_modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.normal_(module.bias)
+            if clear:
+                module.bias.data.add_(12)
+                if not path.endswith(("body.7", "project.1")):
+                    module.bias.data[::3] -= 24
+            module.running_mean.normal_()
+            module.running_var.uniform_(0.5, 2)
+    return model
+
+
+def make_any(name: str, clear: bool = False) -> nn.Module:
+    """Make a chain of one block, or ``"stage: NAME"``."""
+    stage = name.removeprefix("stage: ")
+    return test_chain.make(name, clear) if name == stage else make(stage, clear)
+
+
+def small(model: nn.Module, **options) -> torch.Tensor:
+    return images(model, size=8, **options)
+
+
+@pytest.mark.parametrize("memory", ["fast", "lean"])
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format], ids=["channels_last", "contiguous"])
+@pytest.mark.parametrize("name", STAGES)
+def test_a_stage_is_as_accurate_as_stock(name, layout, training, memory, chains_run):
+    model = make(name).train(training)
+    assert_fused_is_as_accurate_as_stock(model, small(model, layout=layout), chain="stage", memory=memory)
+    assert [len(blocks) for blocks, _ in chains_run] == [len(model)]
+
+
+@pytest.mark.parametrize("memory", ["fast", "lean"])
+@pytest.mark.parametrize("autocast", [False, True], ids=["bf16", "autocast-bf16"])
+@pytest.mark.parametrize("name", ["basic", "bottleneck", "two projections"])
+def test_a_stage_in_half_precision_is_as_accurate_as_stock(name, autocast, memory):
+    model = make(name, clear=True)
+    draws = [small(model, seed=seed).bfloat16() for seed in range(7)]
+    dtype, autocast_dtype = (torch.float32, torch.bfloat16) if autocast else (torch.bfloat16, None)
+    assert_fused_is_as_accurate_as_stock(
+        model, *draws, dtype=dtype, autocast=autocast_dtype, chain="stage", memory=memory
+    )
+
+
+@pytest.mark.parametrize("x_wants", [True, False], ids=["x with gradient", "x without"])
+@pytest.mark.parametrize(
+    "trained", ["", "0.project", "0.body.0", "1.body.1", "1.body.3", "2.body", "2.body.4.bias", "nothing"]
+)
+@pytest.mark.parametrize("name", ["basic", "bottleneck"])
+def test_gradients_come_where_they_are_wanted_and_nowhere_else(name, trained, x_wants):
+    def run(model, x):
+        x = x.clone().requires_grad_(x_wants)
+        z = model(x)
+        assert z.requires_grad == (x_wants or any(p.requires_grad for p in model.parameters()))
+        if z.requires_grad:
+            z.backward(gradient_for(z))
+        return {"z": z.detach(), "x": x.grad} | {n: p.grad for n, p in model.named_parameters()}
+
+    model = make(name)
+    for path, parameter in model.named_parameters():
+        parameter.requires_grad_(path.startswith(trained))
+    x = small(model)
+    exact, stock = run(copy.deepcopy(model).double(), x.double()), run(copy.deepcopy(model), x)
+    assert_as_accurate_as_stock(run(fused_resnet.fuse(model, chain="stage"), x), stock, exact)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda model: model[1].body[1].eval(),
+        lambda model: model[0].project[1].eval(),
+        lambda model: model[2].body[-1].eval(),
+        lambda model: [m.requires_grad_(False).eval() for m in model.modules() if isinstance(m, nn.BatchNorm2d)],
+    ],
+    ids=["a norm", "the projection's", "the last", "all, frozen"],
+)
+@pytest.mark.parametrize("name", ["basic", "bottleneck"])
+def test_norms_in_eval_are_as_accurate_as_stock(name, change):
+    model = make(name)
+    change(model)
+    assert_fused_is_as_accurate_as_stock(model, small(model), chain="stage")
+
+
+def test_backward_can_run_twice():
+    for name in ("basic", "bottleneck"):
+        model = fused_resnet.fuse(make(name), chain="stage", memory="lean")
+        z = model(small(model).requires_grad_())
+        first = torch.autograd.grad(z, list(model.parameters()), gradient_for(z), retain_graph=True)
+        second = torch.autograd.grad(z, list(model.parameters()), gradient_for(z))
+        assert all(map(torch.equal, first, second))
+
+
+def test_between_blocks_gradients_are_masked_and_summed_once():
+    with using("cpu", Tuning(("cpu",), {})):
+        for name, kernels in (("basic", {"masked_grad_": 2}), ("bottleneck", {"masked_grad_": 2, "addmm_": 3})):
+            model = make(name)
+            z = fused_resnet.fuse(model, chain="stage")(small(model).requires_grad_())
+            with Operations() as operations:
+                z.square().sum().backward()
+            names = [operation.partition("::")[2] for operation in operations.names]
+            assert {kernel: names.count(kernel) for kernel in kernels} == kernels
+            assert "add_masked_" not in names
+
+
+def test_a_hook_on_a_block_leaves_the_blocks_fused_one_by_one(chains_run):
+    model = fused_resnet.fuse(make("basic"), chain="stage")
+    handle = model[1].register_forward_hook(lambda *_: None)
+    x = small(model)
+    model(x)
+    assert [len(blocks) for blocks, _ in chains_run] == [1, 1, 1]
+    report = fused_resnet.explain(model)
+    assert [(row.module, row.reason) for row in report.left] == [("(FusedSequential)", "1 has a hook")]
+    assert [row.module for row in report.fused] == ["0", "1", "2"]
+    handle.remove()
+    chains_run.clear()
+    model(x)
+    assert [len(blocks) for blocks, _ in chains_run] == [3]
+    assert [row.module for row in fused_resnet.explain(model).fused] == ["(FusedSequential)"]
+
+
+def test_explain_names_the_blocks_of_a_stage():
+    (row,) = fused_resnet.explain(fused_resnet.fuse(make("basic"), chain="stage")).fused
+    block = "body.0 body.1 body.2 body.3 body.4 + {} relu"
+    assert row.what == f"0: {block.format('(project.0 project.1)')}; 1, 2: {block.format('x')}"
+
+
+def test_a_stage_of_one_block_is_that_block(chains_run):
+    model = fused_resnet.fuse(nn.Sequential(nn.Sequential(Block(8, *BASIC))), chain="stage")
+    assert [row.module for row in fused_resnet.explain(model).fused] == ["0.0"]
+
+
+def test_a_block_whose_output_others_read_ends_its_chain(chains_run):
+    class Features(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.blocks = make("basic")
+
+        def forward(self, x):
+            features = []
+            for block in self.blocks:
+                x = block(x)
+                features.append(x)
+            return features
+
+    model = fused_resnet.fuse(Features(), chain="stage")
+    assert len(model(small(model))) == 3
+    assert [len(blocks) for blocks, _ in chains_run] == [1, 1, 1]
+
+
+def test_a_fused_stage_is_copied_pickled_and_unfused():
+    import pickle
+
+    model = make("bottleneck")
+    x = small(model)
+    stock = record(copy.deepcopy(model), x)
+    fused = fused_resnet.fuse(model, chain="stage")
+    results = record(copy.deepcopy(fused), x)
+    for copied in (pickle.loads(pickle.dumps(fused)), copy.deepcopy(fused)):
+        assert all(torch.equal(t, results[name]) for name, t in record(copied, x).items())
+    assert all(torch.equal(t, stock[name]) for name, t in record(fused_resnet.unfuse(fused), x).items())
+    assert type(fused) is nn.Sequential
+    assert {type(block) for block in fused} == {Block}
+
+
+def test_layers_of_a_torchvision_network_are_stages(chains_run):
+    torchvision = pytest.importorskip("torchvision")
+    model = fused_resnet.fuse(torchvision.models.resnet18(num_classes=7), chain="stage")
+    model(torch.randn(2, 3, 32, 32)).sum().backward()
+    assert [len(blocks) for blocks, _ in chains_run] == [1, 2, 2, 2, 2]
+    report = fused_resnet.explain(model, (2, 3, 32, 32))
+    assert [row.module for row in report.fused] == ["(FusedResNet)", "layer1", "layer2", "layer3", "layer4"]
+    by_block = fused_resnet.explain(fused_resnet.fuse(model), (2, 3, 32, 32))
+    passes = [sum(row.steps.bytes for row in r.fused) for r in (report, by_block)]
+    assert passes[0] < passes[1]
