@@ -5,6 +5,8 @@ They run on the GPU that is there, else in Triton's interpreter.
 
 import copy
 import itertools
+from collections import Counter
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -126,15 +128,19 @@ def test_backward_equals_the_reference(k, dtype, shape, second, mask, batch_stat
     first = p.coefficients(sums, 0, batch_stats)
     other = None if residual is None else p.coefficients(sums, 1, not batch_stats)
     arguments = (p.grad, p.x, p.affine, first, z, residual, other, relu, shape[1] if second == "masked" else 0)
-    for result, expected in zip(
-        k.batch_norm_act_backward(*arguments), reference.batch_norm_act_backward(*arguments), strict=True
-    ):
+    results = k.batch_norm_act_backward(*arguments)
+    for result, expected in zip(results, reference.batch_norm_act_backward(*arguments), strict=True):
         assert_close(result, expected)
         assert result.numel() == 0 or result.stride() == p.x.stride()
     if second == "alone":
-        expected = reference.batch_norm_act_backward(*arguments)[0]
-        k.batch_norm_act_backward_(p.grad, p.x, p.affine, first, z, relu)
-        assert_close(p.grad, expected)
+        wants_activation = z is None and batch_stats
+        activation = k.batch_norm_act_backward_(p.grad, p.x, p.affine, first, z, relu, wants_activation)
+        assert torch.equal(p.grad, results[0])
+        if wants_activation:
+            assert torch.equal(activation, k.batch_norm_act(p.x, p.affine, None, None, relu))
+            assert activation.stride() == p.x.stride()
+        else:
+            assert activation.shape == (0,)
 
 
 @pytest.mark.parametrize("relu", [True, False], ids=["relu", "linear"])
@@ -245,6 +251,7 @@ def test_an_empty_batch_gives_nan_statistics_and_empty_activations(k):
     assert masked.shape == x.shape
     assert torch.equal(sums, torch.zeros(8))
     assert torch.equal(k.masked_grad_(x, x, x), torch.zeros(8))
+    assert k.batch_norm_act_backward_(x, x, p.affine, torch.zeros(4, 8), None, True, True).shape == x.shape
 
 
 @pytest.mark.parametrize("rows", [1, 63, 64, 200, 12544, 802816, 2**31 + 5])
@@ -257,8 +264,9 @@ def test_the_parts_of_a_reduction_cover_every_row_once(rows, channels):
 
 
 @pytest.mark.parametrize("memory_format", [torch.channels_last, torch.contiguous_format], ids=["NHWC", "NCHW"])
+@pytest.mark.parametrize("chain", ["block", "stage"])
 @pytest.mark.parametrize("autocast", [None, torch.bfloat16], ids=["fp32", "bf16"])
-def test_a_network_of_these_kernels_is_as_accurate_as_stock(k, monkeypatch, autocast, memory_format):
+def test_a_network_of_these_kernels_is_as_accurate_as_stock(k, monkeypatch, autocast, chain, memory_format):
     """The stem and every kind of shortcut, forward and backward, in either memory format of the input."""
     if torch.cuda.is_available():
         pytest.skip("tests/test_cuda.py has whole networks on a GPU")
@@ -278,7 +286,8 @@ def test_a_network_of_these_kernels_is_as_accurate_as_stock(k, monkeypatch, auto
     resnet = models.resnet20()
     padded = models.resnet20(shortcut="A").layer3[0]
     bottlenecks = models.resnet50().layer1[:2]
-    model = torch.nn.Sequential(stem, resnet.layer1[0], resnet.layer2[0], padded, bottlenecks)
+    basic = torch.nn.Sequential(resnet.layer1[0], resnet.layer2[0], padded)
+    model = torch.nn.Sequential(stem, basic, bottlenecks)
     model = model.to(memory_format=memory_format)
     for module in model.modules():
         if isinstance(module, torch.nn.BatchNorm2d):  # no ReLU's input is near 0, where no dtype is right
@@ -286,11 +295,27 @@ def test_a_network_of_these_kernels_is_as_accurate_as_stock(k, monkeypatch, auto
     x = torch.randn(2, 3, 20, 20).contiguous(memory_format=memory_format)
     exact = step(copy.deepcopy(model).double(), x.double())
     stock = step(copy.deepcopy(model), x, autocast)
-    fused = fuse(copy.deepcopy(model), memory="lean")
-    served = []
-    monkeypatch.setattr(ops, "kernels", lambda *args: served.append(args) or k)
+    fused = fuse(copy.deepcopy(model), memory="lean", chain=chain)
+    called = Counter()
+
+    def counting(name):
+        def call(*args):
+            called[name] += 1
+            return getattr(k, name)(*args)
+
+        return call
+
+    spied = SimpleNamespace(**{name: counting(name) if callable(f) else f for name, f in vars(k).items()})
+    monkeypatch.setattr(ops, "kernels", lambda *_: spied)
     assert chain_ops.ops is ops
     results = step(fused, x, autocast)
-    assert len(served) >= 12
-    assert sum(isinstance(module, blocks.FusedModule) for module in fused.modules()) == 6
+    stages = 2 if chain == "stage" else 0
+    assert sum(isinstance(module, blocks.FusedModule) for module in fused.modules()) == 6 + stages
     assert_as_accurate_as_stock(results, stock, exact)
+    # both ends and the projection do without their output
+    assert (called["pointwise_conv_norm_act"], called["pointwise_conv_norm_backward"]) == (2, 3)
+    # in 16 bits the first convolution of each bottleneck, and the projection, make the statistics of their norms
+    assert called["pointwise_conv_stats"] == (0 if autocast is None else 3)
+    joined = 3 if stages else 0
+    assert called["pointwise_conv_add_grad_"] + called["masked_grad_"] == joined
+    assert called["pointwise_conv_add_grad_"] == (joined and int(autocast is not None))
