@@ -308,8 +308,8 @@ class _Backward:
             x, affine, relu = self.raw(i)
             x = dense(x if i < len(self.chain.units) else self.chain.pixels(x), self.k.channels_last)
             weight, wants_input = self.weight(i), self.wants_input[i]
-            dz, d_weight, grad_weight = self.k.pointwise_conv_norm_backward(
-                masked, sum_grad, x, affine, relu, weight, self.moments[i], p.weight, unit.eps, wants_input
+            dz, d_weight, grad_weight, _ = self.k.pointwise_conv_norm_backward(
+                masked, sum_grad, x, affine, None, relu, weight, self.moments[i], p.weight, unit.eps, wants_input
             )
             gradients = gradients._replace(
                 conv_weight=_as(d_weight, p.conv_weight) if wanted.conv_weight else None,
