@@ -13,6 +13,7 @@ from fused_resnet.bench.roofline import SCHEMES
 from fused_resnet.bench.rows import BYTES, FUSED, MATMUL, PROFILED_SECONDS, SECONDS, STOCK, TORCH, Limit, Row
 from fused_resnet.bench.settings import Settings
 from fused_resnet.bench.suites import SUITES
+from fused_resnet.bench.suites.ceilings import MEASURED
 from fused_resnet.bench.suites.model import WHOLE_STEP
 from fused_resnet.bench.suites.op import PASSES, op_cases
 from fused_resnet.bench.suites.roofline import AT_ONCE, DRAM, IN_TURN, SAVED
@@ -43,7 +44,9 @@ def widest(suite, peers=NAMES):
     engine = max(engines.NAMES, key=len)
     quantity = QUANTITIES.get(suite.name, SECONDS)
     if suite.name == "roofline":
-        peers = SCHEMES
+        peers, engine = SCHEMES, ""
+    if suite.name == "ceilings":
+        peers = (MEASURED,)
     if suite.name == "conv":
         peers = (STOCK, MATMUL)
     if suite.name == "pointwise":

@@ -71,7 +71,7 @@ SUITES = {
             "1x1 convolutions with their batch norms, part by part: torch has PyTorch's convolutions between the "
             "engine's norm kernels, fused the engine's operations (triton has products of its own), matmul the "
             "products alone; the limit is the bytes and the arithmetic of fused",
-            {"shape": 14, "dtype": 5, "step": 14},
+            {"shape": 14, "dtype": 5, "step": 12},
             measure_pointwise,
             limited=True,
         ),
@@ -111,12 +111,12 @@ SUITES = {
             {"model": 9, "dtype": 5, "kernels": 13},
             measure_profile,
             contest=False,
-            without=(LEAN,),
+            without=(LEAN, LEAN_STAGE),
         ),
         Suite(
             "roofline",
             "what a training step moves, keeps and can reach: stock and compiled counted from shapes, fused traced",
-            {"model": 9, "dtype": 5, "figure": 26},
+            {"model": 9, "dtype": 5, "figure": 21},
             measure_roofline,
             contest=False,
             limited=True,
