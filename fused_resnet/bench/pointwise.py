@@ -3,22 +3,22 @@
 ``x`` is what a convolution reads, [K, H, W], ``y`` its raw output, [N, H, W], ``W`` its weight.  Each step does one
 thing more than a step before it, so that the difference of the two is what that costs:
 
-==============  ============================================================================  =====================
-step            what is done                                                                  which convolution's
-==============  ============================================================================  =====================
-fprop           ``y = x·Wᵀ``                                                                  each
-fprop+stats     and the statistics of ``y``                                                   first, projection
-dgrad+add       ``dx + dy·W`` into the shortcut's gradient ``dx``                             first
-dgrad+add+mask  and the mask by the sign of ``x``, and the sums of what passes it             first
-end             the statistics of ``y`` and ``relu(a·y + b)``, without keeping ``y``          end
-end+prologue    with ``x`` made of the raw output of the convolution before                   end
-end+residual    and with the shortcut's add                                                   end
-wgrad           ``dW`` and ``dγ`` from the gradient behind the batch norm, without ``y``      projection
-wgrad+prologue  with ``x`` made of the raw output of the convolution before                   end
-bwd             ``wgrad`` and the gradient of ``x``                                           projection
-bwd+prologue    ``wgrad+prologue`` and the gradient of ``x``                                  end
-bwd+sums        and that gradient's sums for the batch norm before                            end
-==============  ============================================================================  =====================
+============  ===============================================================================  ===================
+step          what is done                                                                     which convolution's
+============  ===============================================================================  ===================
+fprop         ``y = x·Wᵀ``                                                                     each
+fprop+stats   and the statistics of ``y``                                                      first, projection
+dgrad+add     ``dx + dy·W`` into the shortcut's gradient ``dx``                                first
+dgrad+mask    and the mask by the sign of ``z``, the output of the block before, and the sums  first
+end           the statistics of ``y``, and ``relu(a·y + b)``, without keeping ``y``            end
+end+prologue  with ``x`` made of the raw output of the convolution before                      end
+end+residual  and with the shortcut's add                                                      end
+wgrad         ``dW`` and ``dγ`` from the gradient behind the batch norm, without ``y``         projection
+bwd           and the gradient of ``x``                                                        projection
+end wgrad     ``wgrad`` with ``x`` made of the raw output of the convolution before            end
+end bwd       and the gradient of ``x``                                                        end
+end bwd+sums  and that gradient's sums for the batch norm before                               end
+============  ===============================================================================  ===================
 
 Three do them: ``torch``, PyTorch's convolutions between the engine's norm kernels, where every ``y`` is written, kept
 and read again; ``fused``, the operations of `fused_resnet.ops` that a chain calls, by the engine's own kernels where it
@@ -211,7 +211,7 @@ class Pointwise:
         rows(self.dx).addmm_(rows(self.grad), self.conv_weight.flatten(1))
         return {GRADIENT: {"x": self.dx}}
 
-    def dgrad_add_mask(self) -> Result:
+    def dgrad_mask(self) -> Result:
         """Add ``dy·W`` to `dx`, mask it, and sum what passes."""
         if self.apart:
             self.dgrad_add()
@@ -242,22 +242,20 @@ class Pointwise:
 
     def _gradients(self, wants_input: bool) -> Result:
         if self.apart:
-            du, dw, d_gamma = self._gradients_from_y(wants_input)
+            du, dw, d_gamma, sums = self._gradients_from_y(wants_input)
         else:
-            du, dw, d_gamma = self.k.pointwise_conv_norm_backward(
-                self.grad, self.sum_grad, self.x, self.x_affine, self.x_affine is not None, self.conv_weight,
-                self._moments, self.weight, EPS, wants_input,
+            du, dw, d_gamma, sums = self.k.pointwise_conv_norm_backward(
+                self.grad, self.sum_grad, self.x, self.x_affine, self.x_moments, self.x_affine is not None,
+                self.conv_weight, self._moments, self.weight, EPS, wants_input,
             )  # fmt: skip
         gradients = {"weight": dw, "γ": d_gamma}
         if wants_input:
             gradients["x"] = du
         if self.x_moments is not None:
-            gradients["sums"] = self.k.batch_norm_act_reduce(
-                du, self.x, self.x_moments, self.x_affine, None, None, None, True
-            )
+            gradients["sums"] = sums
         return {GRADIENT: gradients}
 
-    def _gradients_from_y(self, wants_input: bool) -> tuple[Tensor, Tensor, Tensor]:
+    def _gradients_from_y(self, wants_input: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         k, (y, moments, affine) = self.k, self._kept
         sums = k.batch_norm_act_reduce(self.grad, y, moments, affine, None, None, None, False)
         count = y.numel() // y.shape[1]
@@ -267,7 +265,9 @@ class Pointwise:
             dy, self._input(), self.conv_weight, None, (1, 1), (0, 0), (1, 1), False, (0, 0), 1,
             [wants_input, True, False],
         )  # fmt: skip
-        return du, dw, d_gamma
+        if self.x_moments is not None:
+            sums = k.batch_norm_act_reduce(du, self.x, self.x_moments, self.x_affine, None, None, None, True)
+        return du, dw, d_gamma, sums
 
     def _input(self) -> Tensor:
         """Return what the convolution reads, written to memory."""
@@ -365,13 +365,13 @@ STEPS = (
     Step("fprop", (FIRST, END, PROJECTION), Pointwise.fprop, (FPROP,), (1, 1), fused=False),
     Step("fprop+stats", (FIRST, PROJECTION), Pointwise.fprop_stats, (FPROP,), (1, 1)),
     Step("dgrad+add", (FIRST,), Pointwise.dgrad_add, (DGRAD,), (2, 1), fused=False),
-    Step("dgrad+add+mask", (FIRST,), Pointwise.dgrad_add_mask, (DGRAD,), (3, 1)),
+    Step("dgrad+mask", (FIRST,), Pointwise.dgrad_mask, (DGRAD,), (3, 1)),
     Step("end", (END,), Pointwise.end, ACT, (2, 1)),
     Step("end+prologue", (END,), Pointwise.end, ACT, (2, 1), prologue=True),
     Step("end+residual", (END,), Pointwise.end, ACT, (2, 2), prologue=True, residual=True),
     Step("wgrad", (PROJECTION,), Pointwise.wgrad, WEIGHT_SUMS, (1, 1)),
-    Step("wgrad+prologue", (END,), Pointwise.wgrad, WEIGHT_SUMS, (1, 1), prologue=True),
+    Step("end wgrad", (END,), Pointwise.wgrad, WEIGHT_SUMS, (1, 1), prologue=True),
     Step("bwd", (PROJECTION,), Pointwise.bwd, GRADIENTS, (3, 2)),
-    Step("bwd+prologue", (END,), Pointwise.bwd, GRADIENTS, (3, 2), prologue=True),
-    Step("bwd+sums", (END,), Pointwise.bwd, GRADIENTS, (3, 2), prologue=True, sums=True),
+    Step("end bwd", (END,), Pointwise.bwd, GRADIENTS, (3, 2), prologue=True),
+    Step("end bwd+sums", (END,), Pointwise.bwd, GRADIENTS, (3, 2), prologue=True, sums=True),
 )
