@@ -329,15 +329,15 @@ def _noted(k: SimpleNamespace, recorder: Recorder) -> SimpleNamespace:
         recorder.note("fprop act", [t for t in (x, weight, residual) if t is not None], (z,), flop)
         return z, moments, affine
 
-    def pointwise_conv_norm_backward(grad: Tensor, *others: Any) -> tuple[Tensor, Tensor, Tensor]:
-        _, x, _, _, weight, *_, wants_input = others
+    def pointwise_conv_norm_backward(grad: Tensor, *others: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        _, x, _, _, _, weight, *_, wants_input = others
         with recorder.pause():
-            du, d_weight, grad_weight = k.pointwise_conv_norm_backward(grad, *others)
+            du, d_weight, grad_weight, sums = k.pointwise_conv_norm_backward(grad, *others)
         flop, gram = _product(grad, weight), 2 * x.numel() * x.shape[1]
         recorder.note("wgrad, Gram matrix", (grad, x), (d_weight,), flop + gram)
         if wants_input:
             recorder.note("dgrad", (grad, x, weight), (du,), flop + gram)
-        return du, d_weight, grad_weight
+        return du, d_weight, grad_weight, sums
 
     own = (
         pointwise_conv_stats,

@@ -95,7 +95,8 @@ def pointwise_launches(dtype: torch.dtype, inputs: int, outputs: int) -> None:
     weight, bias = affine.unbind()
     for branch in [(None, None), (grad, None), (grad, affine)]:
         _, moments, _ = k.pointwise_conv_norm_act(x, x_affine, True, w, weight, bias, 1e-5, *branch, True)
-    k.pointwise_conv_norm_backward(grad, weight, x, x_affine, True, w, moments, weight, 1e-5, True)
+    for x_moments in [None, torch.empty(3, inputs, device="meta")]:
+        k.pointwise_conv_norm_backward(grad, weight, x, x_affine, x_moments, True, w, moments, weight, 1e-5, True)
     # the convolution at the block's other end has as many inputs as this one has outputs
     k = ops.triton_kernels(pointwise_conv)
     w = torch.empty(inputs, outputs, 1, 1, dtype=dtype, device="meta")

@@ -6,9 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fused_resnet.ops.batch_norm_act.reference import batch_norm_act_reduce
 from fused_resnet.ops.pointwise_conv_norm import reference
 from tests.accuracy import assert_as_accurate_as_stock
-from tests.ops.problem import EPS
+from tests.ops.problem import EPS, assert_close, moments_of
 
 # images, inputs, height, width, outputs: rows that no tile divides, channels that no vector divides, several tiles of
 # either, one step of a product and several
@@ -59,11 +60,18 @@ class Problem(SimpleNamespace):
 
     def backward(self, k, moments: Tensor, wants_input: bool = True) -> dict[str, Tensor]:
         sum_grad = self.grad.sum((0, 2, 3), dtype=moments.dtype)
-        du, d_conv_weight, grad_weight = k.pointwise_conv_norm_backward(
-            self.grad, sum_grad, self.x, self.x_affine, self.x_relu, self.conv_weight, moments, self.weight, EPS,
-            wants_input,
+        x_moments = None if self.x_affine is None else moments_of(self.x)
+        du, d_conv_weight, grad_weight, sums = k.pointwise_conv_norm_backward(
+            self.grad, sum_grad, self.x, self.x_affine, x_moments, self.x_relu, self.conv_weight, moments, self.weight,
+            EPS, wants_input,
         )  # fmt: skip
         assert not du.numel() or du.stride() == self.x.stride()
+        if x_moments is None or not wants_input:
+            assert not sums.numel()
+        else:  # of the rounded du
+            norm = (t.double() for t in (du, self.x, x_moments, self.x_affine))
+            exact = batch_norm_act_reduce(*norm, None, None, None, self.x_relu)
+            assert_close(sums, exact.to(sums.dtype), ulps=16)
         return self.gradients(du, d_conv_weight, grad_weight)
 
     def gradients(self, du: Tensor, d_conv_weight: Tensor, grad_weight: Tensor) -> dict[str, Tensor]:

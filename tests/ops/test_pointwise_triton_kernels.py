@@ -112,8 +112,10 @@ def test_an_empty_batch_gives_nan_statistics_and_no_gradient(k):
     results = p.forward(k, True)
     assert results.pop("z").shape == p.grad.shape
     assert all(result.isnan().all() for result in results.values())
-    du, _, grad_weight = k.pointwise_conv_norm_backward(
-        p.grad, torch.zeros(19), p.x, p.x_affine, True, p.conv_weight, torch.ones(3, 19), p.weight, EPS, True
-    )
+    du, _, grad_weight, sums = k.pointwise_conv_norm_backward(
+        p.grad, torch.zeros(19), p.x, p.x_affine, torch.ones(3, 5), True, p.conv_weight, torch.ones(3, 19), p.weight,
+        EPS, True,
+    )  # fmt: skip
     assert du.shape == p.x.shape
     assert torch.equal(grad_weight, torch.zeros(19))
+    assert torch.equal(sums, torch.zeros(2, 5))

@@ -47,13 +47,14 @@ def operations(k: Any) -> SimpleNamespace:
         sum_grad: Tensor,
         x: Tensor,
         x_affine: Tensor | None,
+        x_moments: Tensor | None,
         x_relu: bool,
         conv_weight: Tensor,
         moments: Tensor,
         weight: Tensor | None,
         eps: float,
         wants_input: bool,
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         dtype = accumulation_dtype(x.dtype)
         u = x if x_affine is None else k.batch_norm_act(x, x_affine, None, None, x_relu)
         mean = k.batch_norm_stats(u, None, None, 0.0)[0][0]
@@ -73,10 +74,14 @@ def operations(k: Any) -> SimpleNamespace:
             u.numel() // inputs,
         )
         if not wants_input:
-            return grad.new_empty(0), d_conv_weight, grad_weight
+            return grad.new_empty(0), d_conv_weight, grad_weight, moments.new_empty(0)
         du = _input_gradient(grad, u, folded.to(grad.dtype))
         du += torch.conv2d(u, -mixing.T.reshape(inputs, inputs, 1, 1), offset)
-        return du, d_conv_weight, grad_weight
+        if x_moments is None:
+            return du, d_conv_weight, grad_weight, moments.new_empty(0)
+        du = dense_like(du, x)
+        sums = k.batch_norm_act_reduce(du, x, x_moments, x_affine, None, None, None, x_relu)
+        return du, d_conv_weight, grad_weight, sums
 
     return SimpleNamespace(
         pointwise_conv_norm_act=pointwise_conv_norm_act, pointwise_conv_norm_backward=pointwise_conv_norm_backward

@@ -50,16 +50,21 @@ def pointwise_conv_norm_backward(
     sum_grad: Tensor,
     x: Tensor,
     x_affine: Tensor | None,
+    x_moments: Tensor | None,
     x_relu: bool,
     conv_weight: Tensor,
     moments: Tensor,
     weight: Tensor | None,
     eps: float,
     wants_input: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Compute the formulas above from ``G`` (``grad``) and ``ΣG``.
 
-    Returns (du like ``u``, or empty where not ``wants_input``; dW [N, K, 1, 1] and dγ [N] in the accumulation dtype).
+    Where ``x`` is the raw output of a unit whose norm wants its sums, ``x_moments`` [3, K] are that norm's.
+
+    Returns (du like ``u``, or empty where not ``wants_input``; dW [N, K, 1, 1] and dγ [N] in the accumulation dtype;
+    sums [2, K] that :func:`fused_resnet.ops.batch_norm_act.reference.batch_norm_act_reduce` makes of ``du`` for the
+    norm of ``x``, or empty where there is no ``du`` or no ``x_moments``).
     """
     dtype = accumulation_dtype(grad.dtype)
     u = input_of(x, x_affine, x_relu).to(dtype)
@@ -69,9 +74,13 @@ def pointwise_conv_norm_backward(
         masked.T @ centred, centred.T @ centred, sum_grad, conv_weight, moments, weight, eps, len(centred)
     )
     if not wants_input:
-        return grad.new_empty(0), d_conv_weight, grad_weight
+        return grad.new_empty(0), d_conv_weight, grad_weight, moments.new_empty(0)
     du = masked @ folded - centred @ mixing + offset
-    return du.view(*u.movedim(1, 3).shape).movedim(3, 1).to(grad.dtype), d_conv_weight, grad_weight
+    du = du.view(*u.movedim(1, 3).shape).movedim(3, 1).to(grad.dtype)
+    if x_affine is None or x_moments is None:
+        return du, d_conv_weight, grad_weight, moments.new_empty(0)
+    sums = batch_norm.batch_norm_act_reduce(du, x, x_moments, x_affine, None, None, None, x_relu)
+    return du, d_conv_weight, grad_weight, sums
 
 
 def input_of(x: Tensor, x_affine: Tensor | None, x_relu: bool) -> Tensor:

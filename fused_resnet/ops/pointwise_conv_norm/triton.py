@@ -15,7 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from fused_resnet.ops.batch_norm_act.config import ceil_div
-from fused_resnet.ops.batch_norm_act.triton import add_parts, merge_moments, scale_shift, split_program
+from fused_resnet.ops.batch_norm_act.triton import add_parts, merge_moments, relu_grad, scale_shift, split_program
 from fused_resnet.ops.launch import multiprocessors
 from fused_resnet.ops.pointwise_conv.config import in_parts
 from fused_resnet.ops.pointwise_conv.triton import (
@@ -38,7 +38,7 @@ def _centred(x, prologue, rows, end, columns, K):
     """``v = max(a·x + (b − c), −c)`` in the dtype of x; 0 in rows that are not there and in channels past K."""
     mask = columns < K
     exists = (rows < end)[:, None]
-    raw = tl.load(x + rows[:, None] * K + columns[None, :], exists & mask[None, :], 0.0)
+    raw = tl.load(x + (rows[:, None] * K + columns[None, :]), exists & mask[None, :], 0.0)
     lowest = tl.load(prologue + 2 * K + columns, mask, 0.0)
     v = scale_shift(raw.to(tl.float32), prologue, K, columns, mask)
     v = tl.where(exists, v, 0.0)  # and 0 it stays, since −c <= 0
@@ -278,18 +278,24 @@ def _wgrad_kernel(
         tl.store(out + K * K + others, total, (others < K) & (k_tile == 0))
 
 
-@triton.jit(do_not_specialize=["M"])
+@triton.jit(do_not_specialize=["M", "tiles"])
 def _dgrad_kernel(
     grad,
     x,
+    x_affine,
+    x_moments,
     prologue,
     folded,
     mixing,
     row,
     du,
+    partial,
     M,
     K,
     N,
+    tiles,
+    SUMS: tl.constexpr,
+    RELU: tl.constexpr,
     PARTS: tl.constexpr,
     PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -299,27 +305,40 @@ def _dgrad_kernel(
 ):
     """``du = G·Wa + v·(−M) + row`` with ``−M`` in PARTS parts of the dtype, high and low; mixing [PARTS, K, K].
 
+    Where SUMS, also ``Σg`` and ``Σg·(x − mean)`` of each tile of rows, with ``g = du``, or 0 where RELU and
+    ``a·x + b <= 0``; partial [2, tiles, K].  A program that walked through tiles would hold the sums and every address
+    of the loops within: it spills.
+
     Bytes: s an element of G, of x and of du (G and x again for each tile of K, from L2).
     """
     tile, columns, mask = split_program(tl.program_id(0), K, BLOCK_K)
-    rows = tile * BLOCK_M + tl.arange(0, BLOCK_M)
-    exists = (rows < M)[:, None]
-    total = tl.zeros((BLOCK_M, BLOCK_K), tl.float32)
+    start = tile * BLOCK_M
+    rows, left = tl.arange(0, BLOCK_M), tl.minimum(M - start, BLOCK_M).to(tl.int32)
+    grad += start * N
+    x += start * K
+    du += start * K
+    gradient = tl.zeros((BLOCK_M, BLOCK_K), tl.float32)
     for n in tl.range(0, N, DEPTH, num_stages=STAGES):
         outputs = n + tl.arange(0, DEPTH)
-        there = outputs < N
-        g = tl.load(grad + rows[:, None] * N + outputs[None, :], exists & there[None, :], 0.0)
-        w = tl.load(folded + outputs[:, None] * K + columns[None, :], there[:, None] & mask[None, :], 0.0)
-        total = tl.dot(g, w, total, input_precision=PRECISION)
+        weight = matrix_tile(folded, outputs, columns, N, K)
+        gradient = tl.dot(matrix_tile(grad, rows, outputs, left, N), weight, gradient, input_precision=PRECISION)
     for k in tl.range(0, K, DEPTH, num_stages=STAGES):
         inputs = k + tl.arange(0, DEPTH)
-        v = _centred(x, prologue, rows, M, inputs, K)
+        v = _centred(x, prologue, rows, left, inputs, K)
         for part in tl.static_range(PARTS):
-            at = part * K * K + inputs[:, None] * K + columns[None, :]
-            m = tl.load(mixing + at, (inputs < K)[:, None] & mask[None, :], 0.0)
-            total = tl.dot(v, m, total, input_precision=PRECISION)
-    total += tl.load(row + columns, mask, 0.0)[None, :]
-    tl.store(du + rows[:, None] * K + columns[None, :], total.to(du.dtype.element_ty), exists & mask[None, :])
+            m = matrix_tile(mixing + part * K * K, inputs, columns, K, K)
+            gradient = tl.dot(v, m, gradient, input_precision=PRECISION)
+    gradient += tl.load(row + columns, mask, 0.0)[None, :]
+    rounded = gradient.to(du.dtype.element_ty)
+    tl.store(du + (rows[:, None] * K + columns[None, :]), rounded, (rows < left)[:, None] & mask[None, :])
+    if SUMS:
+        g = tl.where((rows < left)[:, None], rounded.to(tl.float32), 0.0)  # else it is row
+        values = matrix_tile(x, rows, columns, left, K).to(tl.float32)
+        if RELU:
+            g = relu_grad(g, scale_shift(values, x_affine, K, columns, mask))
+        centred = g * (values - tl.load(x_moments + columns, mask, 0.0)[None, :])
+        tl.store(partial + tile * K + columns, tl.sum(g, 0), mask)
+        tl.store(partial + (tiles + tile) * K + columns, tl.sum(centred, 0), mask)
 
 
 @triton.jit
@@ -499,14 +518,15 @@ def pointwise_conv_norm_backward(
     sum_grad: Tensor,
     x: Tensor,
     x_affine: Tensor | None,
+    x_moments: Tensor | None,
     x_relu: bool,
     conv_weight: Tensor,
     moments: Tensor,
     weight: Tensor | None,
     eps: float,
     wants_input: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Compute du, or empty, dW [N, K, 1, 1] and dγ [N] from ``G`` and ``ΣG``."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Compute du, dW [N, K, 1, 1] and dγ [N] from ``G`` and ``ΣG``, and the sums [2, K] of the norm in front."""
     outputs, inputs = conv_weight.shape[:2]
     rows = x.numel() // inputs
     sums = moments.new_empty(1, inputs * (outputs + inputs + 1))
@@ -533,23 +553,28 @@ def pointwise_conv_norm_backward(
         float(max(rows, 1)), eps, weight is not None, cut.columns, cut.depth, num_warps=cut.warps,
     )  # fmt: skip
     if not wants_input:
-        return grad.new_empty(0), d_conv_weight, grad_weight
+        return grad.new_empty(0), d_conv_weight, grad_weight, moments.new_empty(0)
     du = torch.empty_like(x)
+    finish, cut = cut, config.input_gradient(inputs, x.itemsize)
+    tiles = ceil_div(rows, cut.rows)
+    partial = None if x_moments is None else moments.new_empty(2, tiles, inputs)
     if rows:
         parts = 1 if x.dtype is torch.float32 else 2  # of M in the dtype: rounded once, it would show in the sums of dβ
         mixing, row = w.new_empty(parts, inputs, inputs), slope.new_empty(inputs)
-        _finish_mixing_kernel[ceil_div(inputs, cut.rows),](
-            sums, sum_grad, w, slope, folded, mixing, row, inputs, outputs, float(rows), parts, cut.depth, cut.depth,
-            cut.rows, num_warps=cut.warps,
+        _finish_mixing_kernel[ceil_div(inputs, finish.rows),](
+            sums, sum_grad, w, slope, folded, mixing, row, inputs, outputs, float(rows), parts, finish.depth,
+            finish.depth, finish.rows, num_warps=finish.warps,
         )  # fmt: skip
-        cut = config.input_gradient(inputs, x.itemsize)
         if precision == "tf32":  # in three products, as good as float32: M was made of a Wa that is not cut off
             precision = "tf32x3"
-        _dgrad_kernel[ceil_div(rows, cut.rows) * ceil_div(inputs, cut.columns),](
-            grad, x, prologue, folded, mixing, row, du, rows, inputs, outputs, parts,
+        _dgrad_kernel[tiles * ceil_div(inputs, cut.columns),](
+            grad, x, x_affine, x_moments, prologue, folded, mixing, row, du, partial, rows, inputs, outputs, tiles,
+            partial is not None, x_relu, parts,
             precision, cut.rows, cut.columns, cut.depth, cut.stages, num_warps=cut.warps,
         )  # fmt: skip
-    return du, d_conv_weight, grad_weight
+    # of thousands of tiles, which torch's reduction adds with the whole device
+    x_sums = moments.new_empty(0) if partial is None else partial.sum(1)
+    return du, d_conv_weight, grad_weight, x_sums
 
 
 def _prologue(x: Tensor, x_affine: Tensor | None, x_relu: bool) -> Tensor:
