@@ -96,7 +96,7 @@ def test_traffic_of_a_block_end_without_its_output_by_hand():
     # fused: z of the unit before and y written, both read, statistics; lean: x read for statistics, again for z; and
     # the first convolution's statistics have no pass of their own
     forward = 2 * x + (x + y) + y + 3 * y + x, x + (x + 2 * y)
-    # fused: reduce; apply, with G for the shortcut; dgrad, wgrad; reduce and z of the unit before; lean: G, wgrad, dgrad
+    # fused: reduce; apply, with G for the shortcut; dgrad, wgrad; reduce, z of the unit before; lean: G, wgrad, dgrad
     backward = 3 * y + 5 * y + 2 * (x + y) + 2 * x + x, 3 * y + (x + y) + (2 * x + y)
     saves = forward[0] - forward[1] + backward[0] - backward[1]
     assert fused.bytes - lean.bytes == pytest.approx(2 * saves, rel=0.01)
