@@ -7,23 +7,27 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from fused_resnet import ops
 from fused_resnet.bench.convolution import ConvShape
 from fused_resnet.bench.peers import EXACT_PEER, Peer
 from fused_resnet.bench.pointwise import END, FIRST, PROJECTION, STEPS, Pointwise, PointwiseShape, distinct_pointwise
 from fused_resnet.bench.rows import FUSED, MATMUL, TORCH, Row
 from fused_resnet.bench.settings import Settings
 from fused_resnet.bench.suites import pointwise as suite
+from fused_resnet.bench.suites.contest import refusals
 from fused_resnet.bench.suites.pointwise import measure_pointwise, pointwise_cases
+from tests.ops.triton_engine import triton_kernels
 
 CPU = torch.device("cpu")
+HERE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 SHAPE = PointwiseShape(6, 10, 5, 7)
 FUSED_STEPS = [step for step in STEPS if step.fused]
 SETTINGS = Settings(models=("resnet50",), batch_size=2, image_size=32, dtypes=("fp32",), copy=1e9, matmul=1e9)
 SETTINGS = dataclasses.replace(SETTINGS, op_repeats=2, largest_only=True)
 
 
-def draw(step, dtype=torch.float32):
-    return Pointwise.make(step, SHAPE, 3, dtype, CPU)
+def draw(step, dtype=torch.float32, device=CPU):
+    return Pointwise.make(step, SHAPE, 3, dtype, device)
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +60,15 @@ def test_both_sides_of_a_step_compute_the_same(step):
         assert tensors.keys() == apart[group].keys()
         for name, tensor in tensors.items():
             torch.testing.assert_close(apart[group][name], tensor.to(apart[group][name].dtype))
+
+
+@pytest.mark.filterwarnings("ignore:Conversion of an array:DeprecationWarning")  # of Triton's interpreter
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=["bf16", "fp32"])
+@pytest.mark.parametrize("step", FUSED_STEPS, ids=lambda step: step.name)
+def test_tritons_own_products_are_let_in(step, dtype, monkeypatch):
+    triton, kernels = triton_kernels(monkeypatch), ops.kernels
+    monkeypatch.setattr(ops, "kernels", lambda name, *where: triton if name == "triton" else kernels(name, *where))
+    assert refusals(draw(step, dtype, HERE).by, [Peer(name, "triton") for name in (TORCH, FUSED)]) == {}
 
 
 def test_steps_differ_by_what_their_names_say():
