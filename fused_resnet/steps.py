@@ -266,7 +266,7 @@ class Recorder(TorchDispatchMode):
             written = [
                 t for value, is_written in zip(args, in_place, strict=False) if is_written for t in _tensors(value)
             ]
-            fresh = () if any(in_place) else _tensors(results)
+            fresh = [t for t in _tensors(results) if not any(t is w for w in written)]
             flop = 2 * args[1].numel() * args[2].shape[1] if name == "addmm_" else 0
             self.note(name, list(_tensors(args)), (*written, *fresh), flop)
         return results
