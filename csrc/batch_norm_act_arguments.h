@@ -54,6 +54,12 @@ inline void check_backward(const Arguments& arguments, const Tensor& grad, const
   arguments.check_value("masked_channel", masked_channel, arguments.channels() - masked_channels);
 }
 
+inline void check_backward_in_place(const Arguments& arguments, const Tensor& grad, const Tensor& affine,
+                                    const Tensor& coefficients, const OptionalTensor& z, bool wants_activation) {
+  check_backward(arguments, grad, affine, coefficients, z, std::nullopt, std::nullopt);
+  if (wants_activation && z.has_value()) arguments.fail("z", "no value where wants_activation is true", "a tensor");
+}
+
 inline void check_masked_grad(const Arguments& arguments, const OptionalTensor& other, const Tensor& z) {
   if (other.has_value()) arguments.check_like("other", *other);
   arguments.check_like("z", z);

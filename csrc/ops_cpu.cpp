@@ -423,6 +423,8 @@ std::tuple<Tensor, Tensor> batch_norm_act_backward(const Tensor& grad, const Ten
       data(residual),
       {other[0], other[1], other[2], other[3]},
       branch ? second_data : nullptr,
+      nullptr,
+      relu,
       stream,
   };
   parallel_for_rows(layout.activation, [&](Range rows) {
@@ -437,14 +439,16 @@ std::tuple<Tensor, Tensor> batch_norm_act_backward(const Tensor& grad, const Ten
   return {dx, second};
 }
 
-// The gradient's memory becomes that of dx: one tensor less to allocate, and every line written is in the cache.
-void batch_norm_act_backward_(const Tensor& grad, const Tensor& x, const Tensor& affine, const Tensor& coefficients,
-                              const OptionalTensor& z, bool relu) {
+// The gradient's memory becomes that of dx: one tensor less to allocate, and every line written is in the cache.  The
+// activation costs its own writes alone, since x is being read.
+Tensor batch_norm_act_backward_(const Tensor& grad, const Tensor& x, const Tensor& affine, const Tensor& coefficients,
+                                const OptionalTensor& z, bool relu, bool wants_activation) {
   const Arguments arguments("batch_norm_act_backward_", "x", x);
-  check_backward(arguments, grad, affine, coefficients, z, std::nullopt, std::nullopt);
+  check_backward_in_place(arguments, grad, affine, coefficients, z, wants_activation);
 
   const Layout layout(arguments);
   const ChannelRows scale_shift(affine, layout), rows(coefficients, layout);
+  Tensor activation = wants_activation ? empty_beside(x) : nothing(x);
   const BatchNormActBackward op = {
       layout.activation,
       masked_gradient(grad, z, scale_shift, relu),
@@ -455,9 +459,12 @@ void batch_norm_act_backward_(const Tensor& grad, const Tensor& x, const Tensor&
       nullptr,
       {},
       nullptr,
-      false,
+      wants_activation ? activation.mutable_data_ptr() : nullptr,
+      relu,
+      layout.streams({data(activation)}, x.scalar_type()),
   };
   parallel_for_rows(layout.activation, [&](Range range) { kernels().batch_norm_act_backward(op, range); });
+  return activation;
 }
 
 // G of masked_grad into `out`, which is grad itself or a tensor beside it; returns its sums.

@@ -224,28 +224,34 @@ std::tuple<Tensor, Tensor> batch_norm_act_backward(const Tensor& grad, const Ten
                                                                   coefficients_of(residual_coefficients),
                                                                   two ? second_data : nullptr,
                                                                   {masked_channel, masked_channels},
+                                                                  nullptr,
                                                               }));
   return {dx, second};
 }
 
-// The gradient's memory becomes that of dx: one tensor less to allocate.
-void batch_norm_act_backward_(const Tensor& grad, const Tensor& x, const Tensor& affine, const Tensor& coefficients,
-                              const OptionalTensor& z, bool relu) {
+// The gradient's memory becomes that of dx: one tensor less to allocate.  The activation costs its own writes alone,
+// since x is being read.
+Tensor batch_norm_act_backward_(const Tensor& grad, const Tensor& x, const Tensor& affine, const Tensor& coefficients,
+                                const OptionalTensor& z, bool relu, bool wants_activation) {
   const Arguments arguments("batch_norm_act_backward_", "x", x);
-  check_backward(arguments, grad, affine, coefficients, z, std::nullopt, std::nullopt);
+  check_backward_in_place(arguments, grad, affine, coefficients, z, wants_activation);
   const Device device(arguments);
-  device.check(cuda::batch_norm_act_backward(device.launch(), {
-                                                                  matrix_of(arguments),
-                                                                  masked_gradient(grad, z, affine, relu),
-                                                                  data(x),
-                                                                  coefficients_of(coefficients),
-                                                                  grad.mutable_data_ptr(),
-                                                                  nullptr,
-                                                                  nullptr,
-                                                                  {},
-                                                                  nullptr,
-                                                                  {},
-                                                              }));
+  Tensor activation = wants_activation ? empty_beside(x) : nothing(x);
+  device.check(
+      cuda::batch_norm_act_backward(device.launch(), {
+                                                         matrix_of(arguments),
+                                                         masked_gradient(grad, z, affine, relu),
+                                                         data(x),
+                                                         coefficients_of(coefficients),
+                                                         grad.mutable_data_ptr(),
+                                                         nullptr,
+                                                         nullptr,
+                                                         {},
+                                                         nullptr,
+                                                         {},
+                                                         wants_activation ? activation.mutable_data_ptr() : nullptr,
+                                                     }));
+  return activation;
 }
 
 // G of masked_grad into `out`, which is grad itself or a tensor beside it; returns its sums.

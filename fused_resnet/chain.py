@@ -402,7 +402,7 @@ class _Backward:
         if not wants_dy and not wants_masked:
             return None, None
         if owns_grad:
-            self.k.batch_norm_act_backward_(grad, y, affine, coefficients[0], z, relu)
+            self.k.batch_norm_act_backward_(grad, y, affine, coefficients[0], z, relu, False)
             return grad, None
         side_coefficients = coefficients[1] if side is not None else None
         _, before, after = self.chain.padded

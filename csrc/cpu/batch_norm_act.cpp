@@ -76,9 +76,14 @@ class GradientMask {
     Vector<A, N> grad = load(lanes, grad_ + i);
     if constexpr (kMask == Mask::kOutput) grad = load(lanes, z_ + i) <= A{} ? Vector<A, N>{} : grad;
     if constexpr (kMask == Mask::kPreactivation) {
-      grad = x * scale_(lanes, j) + shift_(lanes, j) <= A{} ? Vector<A, N>{} : grad;
+      grad = preactivation(lanes, j, x) <= A{} ? Vector<A, N>{} : grad;
     }
     return grad;
+  }
+
+  template <int N>
+  FUSED_RESNET_INLINE Vector<A, N> preactivation(Lanes<N> lanes, int64_t j, Vector<A, N> x) const {
+    return x * scale_(lanes, j) + shift_(lanes, j);
   }
 
   // Asks for the elements from i on, early enough for a block to find them.
@@ -216,7 +221,7 @@ void forward_rows(const BatchNormAct& op, Range rows) {
   const T* x = static_cast<const T*>(op.x);
   const T* residual = static_cast<const T*>(op.residual);
   T* z = static_cast<T*>(op.z);
-  const A floor = op.relu ? A{} : -static_cast<A>(__builtin_inf());
+  const A floor = floor_of<A>(op.relu);
   for (int64_t row = rows.begin; row < rows.end; ++row) {
     const int64_t base = row * activation.length;
     const int64_t rest = activation.numel - base;
@@ -233,8 +238,7 @@ void forward_rows(const BatchNormAct& op, Range rows) {
                          if constexpr (kResidual == Residual::kAffine) {
                            value += load(lanes, residual + i) * residual_scale(lanes, j) + residual_shift(lanes, j);
                          }
-                         value = value < floor ? splat<V>(floor) : value;  // NaN stays
-                         store(lanes, z + i, value, op.stream);
+                         store(lanes, z + i, at_least(floor, value), op.stream);
                        });
   }
   fence(op.stream);
@@ -360,7 +364,9 @@ void backward_rows(const BatchNormActBackward& op, Range rows) {
   T* dx = static_cast<T*>(op.dx);
   T* residual_dx = static_cast<T*>(op.residual_dx);
   T* written = static_cast<T*>(op.masked);
-  const bool stream = op.stream;
+  T* z = static_cast<T*>(op.z);
+  const A floor = floor_of<A>(op.relu);
+  const bool stream = op.stream, stream_dx = stream && op.dx != op.gradient.grad;
   for (int64_t row = rows.begin; row < rows.end; ++row) {
     const int64_t base = row * activation.length;
     const int64_t rest = activation.numel - base;
@@ -374,7 +380,10 @@ void backward_rows(const BatchNormActBackward& op, Range rows) {
                          const V input = load(lanes, x + i);
                          const V grad = masked(lanes, i, j, input);
                          if (written != nullptr) store(lanes, written + i, grad, stream);
-                         store(lanes, dx + i, first(lanes, j, grad, input), stream);
+                         if (z != nullptr) {
+                           store(lanes, z + i, at_least(floor, masked.preactivation(lanes, j, input)), stream);
+                         }
+                         store(lanes, dx + i, first(lanes, j, grad, input), stream_dx);
                          if constexpr (kResidual) {
                            const V other = load(lanes, residual + i);
                            store(lanes, residual_dx + i, second(lanes, j, grad, other), stream);

@@ -25,12 +25,12 @@ void activate_row(const BatchNormActPool& op, int64_t image, int64_t row, Accumu
   const int64_t channel = kBroadcast ? image % shape.planes : 0;
   const T* x = static_cast<const T*>(op.x) + (image * shape.height + row) * inner * outer;
   const Coefficient<A, kBroadcast> scale(op.scale, channel), shift(op.shift, channel);
-  const A floor = op.relu ? A{} : -static_cast<A>(__builtin_inf());
+  const A floor = floor_of<A>(op.relu);
   for (int64_t base = 0; base < inner * outer; base += inner) {
     for_each_vector<T>(inner, [&](auto lanes, int64_t j) __attribute__((always_inline)) {
       using V = Vector<A, decltype(lanes)::value>;
       const V value = load(lanes, x + base + j) * scale(lanes, j) + shift(lanes, j);
-      store(lanes, out + base + j, rounded_to<T>(lanes, V(value < floor ? splat<V>(floor) : value)));
+      store(lanes, out + base + j, rounded_to<T>(lanes, at_least(floor, value)));
     });
   }
 }

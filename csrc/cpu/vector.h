@@ -88,6 +88,18 @@ FUSED_RESNET_INLINE V splat(A value) {
   return value - V{};  // not value + V{}: -0 + 0 is 0
 }
 
+// What act(v) is at least: ReLU, or nothing.
+template <typename A>
+A floor_of(bool relu) {
+  return relu ? A{} : -static_cast<A>(__builtin_inf());
+}
+
+// v or a floor; NaN stays.
+template <typename V, typename A>
+FUSED_RESNET_INLINE V at_least(A floor, V v) {
+  return v < floor ? splat<V>(floor) : v;
+}
+
 // ---- conversions: a compiler may take four instructions for one that crosses 256 bits
 
 // N bfloat16 as floats: a bfloat16 is the upper half of one.

@@ -34,7 +34,15 @@ struct PartPosition {
   int64_t offset, step;  // of the batch's first row, and from row to row
 };
 
-// z = act(a·x + b + R), with R = 0, residual, or a_r·residual + b_r.  NaN passes act, as in stock torch.
+// act.  NaN passes, as in stock torch.
+template <int kVector>
+__device__ void apply_act(bool relu, float (&z)[kVector]) {
+  if (!relu) return;
+#pragma unroll
+  for (int v = 0; v < kVector; ++v) z[v] = z[v] <= 0 ? 0 : z[v];
+}
+
+// z = act(a·x + b + R), with R = 0, residual, or a_r·residual + b_r.
 // z may be x: a thread reads an element before it writes it, and nobody else does either.
 // Bytes: 2s an element, s for each of the residual.
 template <typename T, int kVector, Beside kBeside>
@@ -74,10 +82,7 @@ __global__ void __launch_bounds__(kActOccupancy.threads, kActOccupancy.blocks) a
 #pragma unroll
         for (int v = 0; v < kVector; ++v) z[v] += kTwo ? fmaf(residual_scale[v], r[v], residual_shift[v]) : r[v];
       }
-      if (op.relu) {
-#pragma unroll
-        for (int v = 0; v < kVector; ++v) z[v] = z[v] <= 0 ? 0 : z[v];
-      }
+      apply_act(op.relu, z);
       if (batch.inside[i]) Packed<T, kVector>::pack(z).store(static_cast<T*>(op.z) + batch.offset[i]);
     }
   });
@@ -108,9 +113,9 @@ struct InputGradient {
   float scale[kVector], mean_grad[kVector], slope[kVector], mean[kVector];
 };
 
-// dx = a·((G − g0) − k·(x − mean)), or a·G; the same of a second branch, or G itself, as a second output.
-// dx may be grad, as z may be x above.
-// Bytes: 3s an element, s for each of z and masked, 2s for a residual; 1s less where x is not needed.
+// dx = a·((G − g0) − k·(x − mean)), or a·G; the same of a second branch, or G itself, or z = act(a·x + b), as a second
+// output.  dx may be grad, as z may be x above.
+// Bytes: 3s an element, s for each of gradient.z, masked and z, 2s for a residual; 1s less where x is not needed.
 template <typename T, int kVector, Sign kSign, Beside kBeside>
 __global__ void __launch_bounds__(kBackwardOccupancy.threads, kBackwardOccupancy.blocks)
     backward_kernel(Plan plan, BatchNormActBackward op) {
@@ -122,6 +127,9 @@ __global__ void __launch_bounds__(kBackwardOccupancy.threads, kBackwardOccupancy
   const InputGradient<kVector> residual_gradient(kTwo ? op.residual_coefficients : op.coefficients, position.channel,
                                                  plan.channels);
   PartPosition<kVector> part(position, plan, op.masked_part);
+  // where z is written there may be no ReLU; elsewhere the sign of a preactivation is that of one
+  constexpr bool kMayWriteZ = kSign == Sign::kOfPreactivation && kBeside == Beside::kWhole;
+  const bool writes_z = kMayWriteZ && op.z != nullptr, relu = !kMayWriteZ || op.gradient.relu;
   const bool reads_x = kSign == Sign::kOfPreactivation || op.coefficients.batch_stats;
   for_batches<kRows>(position, [&](const Batch<kRows>& batch) {
     Packed<T, kVector> xs[kRows] = {}, residuals[kRows];
@@ -136,7 +144,14 @@ __global__ void __launch_bounds__(kBackwardOccupancy.threads, kBackwardOccupancy
       };
       float x[kVector], g[kVector];
       xs[i].unpack(x);
-      gradient.masked(i, x, g);
+      gradient.masked(i, x, g, relu);
+      if (writes_z) {
+        float z[kVector];
+#pragma unroll
+        for (int v = 0; v < kVector; ++v) z[v] = fmaf(gradient.scale[v], x[v], gradient.shift[v]);
+        apply_act(relu, z);
+        store(op.z, z);
+      }
       input_gradient(g, x);
       store(op.dx, x);
       if constexpr (kTwo) {
@@ -206,10 +221,11 @@ cudaError_t batch_norm_act(const Launch& launch, const BatchNormAct& op) {
 cudaError_t batch_norm_act_backward(const Launch& launch, const BatchNormActBackward& op) {
   const Plan plan = plan_for(launch, op.matrix, kBackwardOccupancy,
                              {op.gradient.grad, op.gradient.z, op.gradient.affine, op.x, op.coefficients.rows, op.dx,
-                              op.masked, op.residual, op.residual_coefficients.rows, op.residual_dx},
+                              op.masked, op.residual, op.residual_coefficients.rows, op.residual_dx, op.z},
                              op.masked_part);
   return visit_elements(op.matrix.dtype, plan.vector, [&](auto element, auto vector) {
-    return visit_sign(op.gradient, [&](auto sign) {
+    // what computes the activation has its sign
+    return visit_sign(op.z != nullptr ? Sign::kOfPreactivation : sign_of(op.gradient), [&](auto sign) {
       return visit_beside(op.residual != nullptr, op.masked_part, plan.channels, [&](auto beside) {
         return launch_kernel(backward_kernel<decltype(element), vector.value, sign.value, beside.value>, plan.blocks(),
                              kBackwardOccupancy.threads, launch.stream, plan, op);

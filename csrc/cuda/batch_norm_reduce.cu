@@ -220,7 +220,7 @@ cudaError_t batch_norm_stats(const Launch& launch, const BatchNormStats& op) {
 
 cudaError_t batch_norm_act_reduce(const Launch& launch, const BatchNormActReduce& op) {
   const cudaError_t error = visit_elements(op.dtype, op.plan.vector, [&](auto element, auto vector) {
-    return visit_sign(op.gradient, [&](auto sign) {
+    return visit_sign(sign_of(op.gradient), [&](auto sign) {
       return visit_bool(op.residual_mean != nullptr, [&](auto two) {
         return launch_kernel(reduce_kernel<decltype(element), vector.value, sign.value, two.value>, op.plan.blocks(),
                              kReductionOccupancy.threads, launch.stream, op);

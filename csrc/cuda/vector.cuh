@@ -201,12 +201,13 @@ struct Gradient {
     if (kSign == Sign::kOfOutput && z != nullptr) batch.load(z, outputs);
   }
 
-  // G of row i of the batch, whose input of the batch norm is x.  NaN passes, as in stock torch.
-  __device__ void masked(int i, const float (&x)[kVector], float (&g)[kVector]) const {
+  // G of row i of the batch, whose input of the batch norm is x; the sign of a preactivation masks where there is a
+  // ReLU.  NaN passes, as in stock torch.
+  __device__ void masked(int i, const float (&x)[kVector], float (&g)[kVector], bool relu = true) const {
     grads[i].unpack(g);
     if constexpr (kSign == Sign::kOfPreactivation) {
 #pragma unroll
-      for (int v = 0; v < kVector; ++v) g[v] = fmaf(scale[v], x[v], shift[v]) <= 0 ? 0 : g[v];
+      for (int v = 0; v < kVector; ++v) g[v] = relu && fmaf(scale[v], x[v], shift[v]) <= 0 ? 0 : g[v];
     } else if (z != nullptr) {
       float values[kVector];
       outputs[i].unpack(values);
@@ -257,9 +258,8 @@ cudaError_t visit_bool(bool value, const Visitor& visitor) {
 }
 
 template <typename Visitor>
-cudaError_t visit_sign(const MaskedGradient& gradient, const Visitor& visitor) {
-  return sign_of(gradient) == Sign::kOfOutput ? visitor(Constant<Sign::kOfOutput>{})
-                                              : visitor(Constant<Sign::kOfPreactivation>{});
+cudaError_t visit_sign(Sign sign, const Visitor& visitor) {
+  return sign == Sign::kOfOutput ? visitor(Constant<Sign::kOfOutput>{}) : visitor(Constant<Sign::kOfPreactivation>{});
 }
 
 // Queues a kernel; a grid of nothing is no launch.

@@ -136,7 +136,7 @@ def _first_wrong(k: SimpleNamespace, device: str, dtypes: tuple[torch.dtype, ...
             ("batch_norm_coefficients", (sums, 0, moments, weight, 1e-5, x.numel() // channels, True)),
             ("batch_norm_act_backward", (grad, x, affine, coefficients, None, None, None, True, channels)),
             ("batch_norm_act_backward", (grad, x, affine, coefficients, z, None, None, True, 8, 8)),
-            ("batch_norm_act_backward_", (grad, x, affine, coefficients, None, True)),
+            ("batch_norm_act_backward_", (grad, x, affine, coefficients, None, True, True)),
             ("update_running_stats_", ([affine[0]], [affine[1]], [], [moments], 0.1)),
             ("masked_grad", (grad, z)),
             ("masked_grad_", (grad, residual, z)),

@@ -76,7 +76,8 @@ def launches(k, dtype: torch.dtype, channels: int) -> None:
         k.batch_norm_act_backward(grad, x, affine, coefficients, z, *branch, True, *part)
     k.batch_norm_act_backward(grad, x, affine, coefficients, z, None, None, True, channels // 2, channels // 8)
     k.batch_norm_act_backward(grad, x, affine, frozen, z, None, None, True, 0)
-    k.batch_norm_act_backward_(grad, x, affine, coefficients, None, True)
+    for wants_activation in (False, True):
+        k.batch_norm_act_backward_(grad, x, affine, coefficients, None, True, wants_activation)
     k.masked_grad(grad, z)
     k.masked_grad_(grad, residual, z)
     k.add_masked_(x, grad, z, True)

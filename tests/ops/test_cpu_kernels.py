@@ -184,6 +184,41 @@ def test_backward_equals_the_reference(dtype, memory_format, shape, branches, ma
         assert result.numel() == 0 or result.stride() == p.x.stride()
 
 
+@pytest.mark.parametrize(
+    ("mask", "wants_activation"),
+    [("linear", True), ("linear", False), ("sign of x", True), ("sign of x", False), ("sign of z", False)],
+)
+@each_shape
+@each_format
+@each_dtype
+def test_backward_in_place_gives_the_same_dx_and_the_forwards_activation(
+    dtype, memory_format, shape, mask, wants_activation
+):
+    p = problem(shape, dtype, memory_format)
+    relu, z = mask != "linear", p.residual if mask == "sign of z" else None
+    for coefficients in (torch.randn(4, shape[1], dtype=p.affine.dtype), p.affine[:1].contiguous()):
+        dx, _ = ops.batch_norm_act_backward(p.grad, p.x, p.affine, coefficients, z, None, None, relu, 0)
+        grad = p.grad.clone()
+        activation = ops.batch_norm_act_backward_(grad, p.x, p.affine, coefficients, z, relu, wants_activation)
+        assert torch.equal(grad, dx)
+        if wants_activation:
+            assert torch.equal(activation, ops.batch_norm_act(p.x, p.affine, None, None, relu))
+            assert activation.stride() == p.x.stride()
+        else:
+            assert activation.shape == (0,)
+
+
+@each_format
+def test_an_activation_that_bypasses_the_caches_is_the_forwards(memory_format):
+    p = problem((2, 64, 256, 256), torch.bfloat16, memory_format)
+    coefficients = torch.randn(4, 64)
+    dx, _ = ops.batch_norm_act_backward(p.grad, p.x, p.affine, coefficients, None, None, None, True, 0)
+    z = ops.batch_norm_act_backward_(p.grad, p.x, p.affine, coefficients, None, True, True)
+    assert z.nbytes >= 16 << 20
+    assert torch.equal(z, ops.batch_norm_act(p.x, p.affine, None, None, True))
+    assert torch.equal(p.grad, dx)
+
+
 @pytest.mark.parametrize("relu", [True, False], ids=["relu", "linear"])
 @pytest.mark.parametrize(("shape", "channels", "first"), PARTS, ids=str)
 @each_format
@@ -311,6 +346,7 @@ def test_an_empty_batch_gives_nan_statistics_and_empty_activations(memory_format
     assert ops.batch_norm_act(x, p.affine, x[:, :4], None, True, 2).shape == x.shape
     _, masked = ops.batch_norm_act_backward(x, x, p.affine, coefficients, None, None, None, True, 4, 2)
     assert masked.shape == (0, 4, 4, 4)
+    assert ops.batch_norm_act_backward_(x, x, p.affine, coefficients, None, True, True).shape == x.shape
     assert torch.equal(ops.masked_grad_(x, x, x), torch.zeros(8))
 
 
@@ -376,6 +412,13 @@ def test_masked_channels_that_are_not_there_are_named(part, message):
         ops.batch_norm_act_backward(x, x, torch.zeros(2, 8), torch.zeros(4, 8), None, None, None, True, *part)
 
 
+def test_a_mask_beside_a_wanted_activation_is_refused():
+    x = torch.zeros(2, 8, 4, 4)
+    message = "batch_norm_act_backward_: z must have no value where wants_activation is true, got a tensor"
+    with pytest.raises(RuntimeError, match=message):
+        ops.batch_norm_act_backward_(x, x, torch.zeros(2, 8), torch.zeros(4, 8), x, True, True)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -402,7 +445,8 @@ def test_every_instruction_set_gives_the_same_activations():
         "r = x[:, :11].clone(memory_format=torch.channels_last);"
         "z = [o.batch_norm_act(x.bfloat16(), a, None, None, True), o.batch_norm_act(x, a, r, None, True, 7)];"
         "g = x.bfloat16(); s = o.masked_grad_(g, x.flip(0).bfloat16(), z[0]);"
-        "torch.save((m, *z, g, s, *o.batch_norm_act_backward(x, x, a, a[:1], *z[1:], None, None, True, 11, 7)),"
+        "z += [g, o.batch_norm_act_backward_(x.clone(), x, a, a[:1], None, True, True)];"
+        "torch.save((m, *z, s, *o.batch_norm_act_backward(x, x, a, a[:1], z[1], None, None, True, 11, 7)),"
         " sys.stdout.buffer)"
     )
     native = pytest.importorskip("fused_resnet._C", reason="built without Python's headers")

@@ -101,8 +101,20 @@ def check_backward(p, branches, mask, write_masked):
         assert_close(result, wanted)
         assert result.numel() == 0 or result.stride() == p.x.stride()
     if branches == 1:
-        ops.batch_norm_act_backward_(p.grad, p.x, p.affine, coefficients, z, relu)
-        assert_close(p.grad, expected[0])
+        check_backward_in_place(p, coefficients, z, relu)
+
+
+def check_backward_in_place(p, coefficients, z, relu):
+    dx, _ = ops.batch_norm_act_backward(p.grad, p.x, p.affine, coefficients, z, None, None, relu, 0)
+    for wants_activation in (False,) if z is not None else (True, False):
+        grad = p.grad.clone()
+        activation = ops.batch_norm_act_backward_(grad, p.x, p.affine, coefficients, z, relu, wants_activation)
+        assert torch.equal(grad, dx)
+        if wants_activation:
+            assert torch.equal(activation, ops.batch_norm_act(p.x, p.affine, None, None, relu))
+            assert activation.stride() == p.x.stride()
+        else:
+            assert activation.shape == (0,)
 
 
 def check_masked_grad(p):
@@ -204,6 +216,8 @@ def test_backward_with_fixed_statistics_equals_the_reference(dtype, mask, branch
         ops.batch_norm_act_backward(*arguments), reference.batch_norm_act_backward(*arguments), strict=True
     ):
         assert_close(result, expected)
+    if branches == 1:
+        check_backward_in_place(p, fixed, z, mask != "linear")
 
 
 @each_shape
@@ -306,7 +320,7 @@ def test_an_empty_batch_gives_nan_statistics_and_empty_activations():
     assert ops.batch_norm_act(x, p.affine, x[:, :4], None, True, 2).shape == x.shape
     _, masked = ops.batch_norm_act_backward(x, x, p.affine, coefficients, None, None, None, True, 4, 2)
     assert masked.shape == (0, 4, 4, 4)
-    ops.batch_norm_act_backward_(x, x, p.affine, coefficients, None, True)
+    assert ops.batch_norm_act_backward_(x, x, p.affine, coefficients, None, True, True).shape == x.shape
     ops.add_masked_(x, x, x, True)
     masked, sums = ops.masked_grad(x, x)
     assert masked.shape == x.shape
@@ -398,6 +412,7 @@ def test_every_operation_can_be_captured():
         ops.add_masked_(dx, p.grad, z, True)
         masked, sum_grad = ops.masked_grad(p.grad, z)
         ops.masked_grad_(masked, p.residual, z)
+        dx = ops.batch_norm_act_backward_(dx, p.x, affine, coefficients, None, True, True)
         ops.batch_norm_act_(masked, affine, p.residual, None, True)
         return z, dx, masked, sum_grad
 

@@ -95,8 +95,18 @@ def test_the_two_backward_passes_are_autograds_gradients(x, weight, bias, relu, 
         *gradients, coefficients = bna.batch_norm_coefficients(sums, 0, moments, weight, EPS, count, batch_stats)
         dx, masked = bna.batch_norm_act_backward(grad, x, affine, coefficients, saved, None, None, relu, 4)
         torch.testing.assert_close(masked, grad * (z > 0) if relu else grad)
+        in_place = grad.clone()
+        activation = bna.batch_norm_act_backward_(in_place, x, affine, coefficients, saved, relu, saved is None)
+        assert torch.equal(in_place, dx)
+        torch.testing.assert_close(activation, z.detach() if saved is None else z.new_empty(0))
         for got, wanted in zip((dx, *gradients), expected, strict=True):
             torch.testing.assert_close(got, wanted)
+
+
+def test_an_activation_is_not_made_beside_a_mask_by_another(x):
+    affine = torch.ones(2, 4, dtype=x.dtype)
+    with pytest.raises(ValueError, match="z must be None where wants_activation is true, got a tensor"):
+        bna.batch_norm_act_backward_(x.clone(), x, affine, affine[:1], x, True, True)
 
 
 def test_a_second_branch_gets_its_own_sums_and_gradient(x, weight, bias):
@@ -206,7 +216,11 @@ def test_fakes_have_the_references_shapes_dtypes_and_strides(x, layout, dtype):
             (grad, x, affine, c, None, None, None, *flags)
             for c in (coefficients, frozen) for flags in itertools.product((True, False), (0, 2, 4))
         ] + [(grad, x, affine, coefficients, x, x.clone(), coefficients, True, 0)],
-        "batch_norm_act_backward_": [(grad.clone(), x, affine, c, None, True) for c in (coefficients, frozen)],
+        "batch_norm_act_backward_": [
+            (grad.clone(), x, affine, c, z, relu, wants)
+            for c in (coefficients, frozen) for relu in (True, False)
+            for z, wants in ((None, True), (None, False), (x.clone(), False))
+        ],
         "update_running_stats_": [
             ([moments[0].clone()], [moments[1].clone()], [torch.tensor(3)], [moments], momentum)
             for momentum in (0.1, None)

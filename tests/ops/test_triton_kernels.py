@@ -126,15 +126,19 @@ def test_backward_equals_the_reference(k, dtype, shape, second, mask, batch_stat
     first = p.coefficients(sums, 0, batch_stats)
     other = None if residual is None else p.coefficients(sums, 1, not batch_stats)
     arguments = (p.grad, p.x, p.affine, first, z, residual, other, relu, shape[1] if second == "masked" else 0)
-    for result, expected in zip(
-        k.batch_norm_act_backward(*arguments), reference.batch_norm_act_backward(*arguments), strict=True
-    ):
+    results = k.batch_norm_act_backward(*arguments)
+    for result, expected in zip(results, reference.batch_norm_act_backward(*arguments), strict=True):
         assert_close(result, expected)
         assert result.numel() == 0 or result.stride() == p.x.stride()
     if second == "alone":
-        expected = reference.batch_norm_act_backward(*arguments)[0]
-        k.batch_norm_act_backward_(p.grad, p.x, p.affine, first, z, relu)
-        assert_close(p.grad, expected)
+        wants_activation = z is None and batch_stats
+        activation = k.batch_norm_act_backward_(p.grad, p.x, p.affine, first, z, relu, wants_activation)
+        assert torch.equal(p.grad, results[0])
+        if wants_activation:
+            assert torch.equal(activation, k.batch_norm_act(p.x, p.affine, None, None, relu))
+            assert activation.stride() == p.x.stride()
+        else:
+            assert activation.shape == (0,)
 
 
 @pytest.mark.parametrize("relu", [True, False], ids=["relu", "linear"])
@@ -245,6 +249,7 @@ def test_an_empty_batch_gives_nan_statistics_and_empty_activations(k):
     assert masked.shape == x.shape
     assert torch.equal(sums, torch.zeros(8))
     assert torch.equal(k.masked_grad_(x, x, x), torch.zeros(8))
+    assert k.batch_norm_act_backward_(x, x, p.affine, torch.zeros(4, 8), None, True, True).shape == x.shape
 
 
 @pytest.mark.parametrize("rows", [1, 63, 64, 200, 12544, 802816, 2**31 + 5])

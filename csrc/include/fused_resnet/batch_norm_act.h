@@ -65,8 +65,8 @@ struct BatchNormActReduce {
   double* sum_residual_centred;
 };
 
-// dx = a·((G − g0) − k·(x − mean)), and the same for a residual branch.  Bytes: 3s an element, s for each of z and
-// masked, 2s for a residual.
+// dx = a·((G − g0) − k·(x − mean)), and the same for a residual branch.  dx may be grad.  Bytes: 3s an element, s for
+// each of gradient.z, masked and z, 2s for a residual.
 struct BatchNormActBackward {
   Activation activation;
   MaskedGradient gradient;
@@ -77,7 +77,9 @@ struct BatchNormActBackward {
   const void* residual;  // or null
   const void* residual_coefficients[4];
   void* residual_dx;
-  bool stream;  // store past the caches
+  void* z;      // act(a·x + b) by the gradient's scale and shift is written here, or null
+  bool relu;    // whether act is that
+  bool stream;  // store past the caches, but for a dx that is grad: every line written is in them
 };
 
 // G of grad, or of grad + other, written, and ΣG of what was written of every channel of a tile.  masked may be grad.

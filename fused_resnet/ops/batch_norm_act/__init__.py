@@ -80,9 +80,15 @@ def _fake_backward(
 
 
 def _fake_backward_(
-    grad: Tensor, x: Tensor, affine: Tensor, coefficients: Tensor, z: Tensor | None, relu: bool
-) -> None:
-    return None
+    grad: Tensor,
+    x: Tensor,
+    affine: Tensor,
+    coefficients: Tensor,
+    z: Tensor | None,
+    relu: bool,
+    wants_activation: bool,
+) -> Tensor:
+    return torch.empty_like(x) if wants_activation else x.new_empty(0)
 
 
 def _fake_masked_grad(grad: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
@@ -143,7 +149,8 @@ OPERATIONS = {
         _fake_backward,
     ),
     "batch_norm_act_backward_": (
-        "(Tensor(a!) grad, Tensor x, Tensor affine, Tensor coefficients, Tensor? z, bool relu) -> ()",
+        "(Tensor(a!) grad, Tensor x, Tensor affine, Tensor coefficients, Tensor? z, bool relu, bool wants_activation)"
+        " -> Tensor",
         _fake_backward_,
     ),
     "update_running_stats_": (

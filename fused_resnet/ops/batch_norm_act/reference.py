@@ -160,10 +160,23 @@ def batch_norm_act_backward(
 
 
 def batch_norm_act_backward_(
-    grad: Tensor, x: Tensor, affine: Tensor, coefficients: Tensor, z: Tensor | None, relu: bool
-) -> None:
-    """Compute the ``dx`` of :func:`batch_norm_act_backward` of one branch into ``grad``, which is lost."""
+    grad: Tensor,
+    x: Tensor,
+    affine: Tensor,
+    coefficients: Tensor,
+    z: Tensor | None,
+    relu: bool,
+    wants_activation: bool,
+) -> Tensor:
+    """Compute the ``dx`` of :func:`batch_norm_act_backward` of one branch into ``grad``, which is lost.
+
+    Returns ``act(a·x + b)``, which the weight gradient of the next convolution reads, where ``wants_activation``, else
+    nothing (empty).  There is no ``z`` to be had where it is wanted, and a ``z`` is refused.
+    """
+    if wants_activation and z is not None:
+        raise ValueError("z must be None where wants_activation is true, got a tensor; call batch_norm_act for it")
     grad.copy_(batch_norm_act_backward(grad, x, affine, coefficients, z, None, None, relu, 0)[0])
+    return batch_norm_act(x, affine, None, None, relu) if wants_activation else x.new_empty(0)
 
 
 def masked_grad(grad: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:

@@ -58,6 +58,14 @@ def scale_shift(x, affine, C, columns, mask):
 
 
 @triton.jit
+def _act(value, RELU: tl.constexpr):
+    """ReLU, which NaN passes, or the value itself."""
+    if RELU:
+        value = tl.maximum(value, 0.0, propagate_nan=tl.PropagateNan.ALL)
+    return value
+
+
+@triton.jit
 def _in_part(rows, columns, inside, CHANNEL: tl.constexpr, CHANNELS: tl.constexpr):
     """Where a tile is in a tensor of only ``CHANNELS`` channels, from ``CHANNEL`` on: offsets, and what it has.
 
@@ -273,9 +281,7 @@ def _act_kernel(
         if RESIDUAL_AFFINE:
             side = scale_shift(side, residual_affine, C, columns, mask)
         value += side
-    if RELU:
-        value = tl.maximum(value, 0.0, propagate_nan=tl.PropagateNan.ALL)
-    tl.store(z + at, value.to(z.dtype.element_ty), inside)
+    tl.store(z + at, _act(value, RELU).to(z.dtype.element_ty), inside)
 
 
 # ---- backward
@@ -448,6 +454,7 @@ def _backward_kernel(
     Z: tl.constexpr,
     RESIDUAL: tl.constexpr,
     WRITE_MASKED: tl.constexpr,
+    WRITE_ACTIVATION: tl.constexpr,
     BATCH_STATS: tl.constexpr,
     RESIDUAL_BATCH_STATS: tl.constexpr,
     PART_CHANNEL: tl.constexpr,
@@ -455,9 +462,10 @@ def _backward_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """``dx = a·((G − g0) − k·(x − mean))``, and second: the same of the residual, or ``G`` of all channels or a part.
+    """``dx = a·((G − g0) − k·(x − mean))``.
 
-    Bytes: 3s an element, s for each of z and masked, 2s for a residual.
+    second: the same of the residual, or ``G`` of all channels or a part, or the activation ``act(a·x + b)``.
+    Bytes: 3s an element, s for each of z, masked and the activation, 2s for a residual.
     """
     tile, columns, mask = split_program(tl.program_id(0), C, BLOCK_C)
     rows = tile * BLOCK_M + tl.arange(0, BLOCK_M)
@@ -465,11 +473,9 @@ def _backward_kernel(
     inside = (rows < M)[:, None] & mask[None, :]
     values = tl.load(x + at, inside, 0.0).to(tl.float32)
     masked = tl.load(grad + at, inside, 0.0).to(tl.float32)
+    value = scale_shift(values, affine, C, columns, mask)  # the compiler leaves out what nobody asks for
     if RELU:
-        if Z:
-            masked = relu_grad(masked, tl.load(z + at, inside, 0.0).to(tl.float32))
-        else:
-            masked = relu_grad(masked, scale_shift(values, affine, C, columns, mask))
+        masked = relu_grad(masked, tl.load(z + at, inside, 0.0).to(tl.float32) if Z else value)
     result = _input_gradient(masked, values, coefficients, C, columns, mask, BATCH_STATS)
     tl.store(dx + at, result.to(dx.dtype.element_ty), inside)
     if RESIDUAL:
@@ -480,6 +486,8 @@ def _backward_kernel(
         if PART_CHANNELS:
             at, inside = _in_part(rows, columns, inside, PART_CHANNEL, PART_CHANNELS)
         tl.store(second + at, masked.to(second.dtype.element_ty), inside)
+    if WRITE_ACTIVATION:
+        tl.store(second + at, _act(value, RELU).to(second.dtype.element_ty), inside)
 
 
 @triton.jit
@@ -654,16 +662,27 @@ def batch_norm_act_backward(
         second = torch.empty_like(grad[:, :masked_channels]) if masked_channels else grad.new_empty(0)
     _launch_backward(
         grad, x, affine, coefficients, z, residual, residual_coefficients, dx, second, relu, masked_channels,
-        masked_channel,
+        masked_channel, False,
     )  # fmt: skip
     return dx, second
 
 
 def batch_norm_act_backward_(
-    grad: Tensor, x: Tensor, affine: Tensor, coefficients: Tensor, z: Tensor | None, relu: bool
-) -> None:
-    """Compute ``dx`` into ``grad``, which is lost: every element is read before it is written, by one thread."""
-    _launch_backward(grad, x, affine, coefficients, z, None, None, grad, None, relu, 0, 0)
+    grad: Tensor,
+    x: Tensor,
+    affine: Tensor,
+    coefficients: Tensor,
+    z: Tensor | None,
+    relu: bool,
+    wants_activation: bool,
+) -> Tensor:
+    """Compute ``dx`` into ``grad``, which is lost, and ``act(a·x + b)`` or nothing.
+
+    Every element is read before it is written, by one thread.
+    """
+    activation = torch.empty_like(x) if wants_activation else x.new_empty(0)
+    _launch_backward(grad, x, affine, coefficients, z, None, None, grad, activation, relu, 0, 0, wants_activation)
+    return activation
 
 
 def _launch_backward(
@@ -675,16 +694,17 @@ def _launch_backward(
     residual: Tensor | None,
     residual_coefficients: Tensor | None,
     dx: Tensor,
-    second: Tensor | None,
+    second: Tensor,
     relu: bool,
     masked_channels: int,
     masked_channel: int,
+    wants_activation: bool,
 ) -> None:
     rows, channels, cut, grid = _pass(x)
     if grid:
         _backward_kernel[grid,](
             grad, x, affine, coefficients, z, residual, residual_coefficients, dx, second, rows, channels,
-            relu, z is not None, residual is not None, masked_channels > 0 and residual is None,
+            relu, z is not None, residual is not None, masked_channels > 0 and residual is None, wants_activation,
             coefficients.shape[0] == 4, residual_coefficients is not None and residual_coefficients.shape[0] == 4,
             *_part(masked_channel, masked_channels, channels), cut.rows, cut.channels, num_warps=cut.warps,
         )  # fmt: skip

@@ -123,8 +123,8 @@ struct Coefficients {
   bool batch_stats;   // there are four
 };
 
-// dx = a·((G − g0) − k·(x − mean)), or a·G; and the same for a residual branch, or G itself, as a second output.
-// Bytes: 3s an element, s for each of z and masked, 2s for a residual.  dx may be grad.
+// dx = a·((G − g0) − k·(x − mean)), or a·G; and the same for a residual branch, or G itself, or the activation, as a
+// second output.  Bytes: 3s an element, s for each of gradient.z, masked and z, 2s for a residual.  dx may be grad.
 struct BatchNormActBackward {
   Matrix matrix;
   MaskedGradient gradient;
@@ -136,6 +136,7 @@ struct BatchNormActBackward {
   Coefficients residual_coefficients;
   void* residual_dx;
   ChannelPart masked_part;  // the channels of masked
+  void* z;                  // act(a·x + b) is written here, or null; instead of gradient.z and masked
 };
 cudaError_t batch_norm_act_backward(const Launch& launch, const BatchNormActBackward& op);
 
