@@ -24,12 +24,19 @@ _convolution_backward = torch.ops.aten.convolution_backward.default
 class Gradient(NamedTuple):
     """The gradient of a block's output or input [N, C, H, W].
 
-    Where there is a ``sum`` [C], over the pixels, ``grad`` is masked by the ReLU that the activation comes out of, and
-    nobody else holds it: it may be written over.
+    Attributes
+    ----------
+    grad
+        The gradient; where there is a ``sum``, masked by the ReLU that the activation comes out of.
+    sum
+        [C], over the pixels, or None.
+    owned
+        Whether nobody else holds ``grad``, so that it may be written over; so it is where it is masked.
     """
 
     grad: Tensor
     sum: Tensor | None
+    owned: bool = True
 
 
 class Behind(NamedTuple):
@@ -129,8 +136,10 @@ class BlockBackward:
         last, shortcut = len(self.block.units) - 1, self.block.shortcut
         units = range(last, len(self.block.all_units))
         stored = [i for i in units if not self.kept[i].lacks_y]
-        if z is not None and gradient.sum is None and len(stored) < len(units):
-            gradient = Gradient(*self.k.masked_grad(dense_like(gradient.grad, z), z))  # written once, read by both
+        if z is not None and gradient.sum is None and len(stored) < len(units):  # written once, read by both
+            grad = dense_like(gradient.grad, z)
+            masked = (grad, self.k.masked_grad_(grad, None, z)) if gradient.owned else self.k.masked_grad(grad, z)
+            gradient = Gradient(*masked)
         wants_source = self.wants_shortcut if self.separate else self.wants_x
         if gradient.sum is not None:
             dy = self.branches(stored, gradient.grad, None, False) if stored else ()
@@ -163,15 +172,16 @@ class BlockBackward:
             dx = self.conv(0, dy).dz
         if dx is None:
             return None
-        if not self.separate:
-            if d_source is None and self.block.shortcut == IDENTITY:
-                z = None if z is None else dense_like(z, dx)
-                self.k.add_masked_(dx, dense_like(grad, dx), z, self.block.units[-1].relu)
-            elif d_source is not None and self.masks_x and d_source.shape == dx.shape:
-                return self.masked(dx, d_source)
-            elif d_source is not None:
-                (dx if d_source.shape == dx.shape else self.block.pixels(dx)).add_(d_source)
-        return self.masked(dx)
+        if self.separate:
+            return Gradient(dx, None)
+        if d_source is None and self.block.shortcut == IDENTITY:
+            z = None if z is None else dense_like(z, dx)
+            self.k.add_masked_(dx, dense_like(grad, dx), z, self.block.units[-1].relu)
+        elif d_source is not None and self.masks_x and d_source.shape == dx.shape:
+            return Gradient(dx, self.k.masked_grad_(dx, dense_like(d_source, dx), dense_like(self.x, dx)))
+        elif d_source is not None:
+            (dx if d_source.shape == dx.shape else self.block.pixels(dx)).add_(d_source)
+        return Gradient(dx, None)
 
     def add_product(self, dy: Tensor, d_source: Tensor) -> Gradient:
         """Add the first convolution's input gradient to ``d_source`` in place."""
@@ -180,14 +190,7 @@ class BlockBackward:
             x = dense_like(self.x, d_source)
             return Gradient(d_source, self.k.pointwise_conv_add_grad_(d_source, dy, weight, x))
         rows(d_source).addmm_(rows(dy), weight.flatten(1))
-        return self.masked(d_source)
-
-    def masked(self, dx: Tensor, other: Tensor | None = None) -> Gradient:
-        """Return ``dx``, with ``other`` added to it where ``masks_x``, in the form that the block in front wants."""
-        if not self.masks_x:
-            return Gradient(dx, None)
-        other = None if other is None else dense_like(other, dx)
-        return Gradient(dx, self.k.masked_grad_(dx, other, dense_like(self.x, dx)))
+        return Gradient(d_source, None)  # to mask it is a pass, here or in the block in front
 
     def takes_masked(self) -> bool:
         """Whether the gradient behind the last ReLU's mask is of use to the shortcut."""
@@ -318,8 +321,8 @@ class BlockBackward:
             x = dense(x if in_path else self.block.pixels(x), self.k.channels_last)
             x_moments = self.moments[i - 1] if in_path and i > 0 and self.needs_sums([i - 1]) else None
             dz, d_weight, grad_weight, sums = self.k.pointwise_conv_norm_backward(
-                *gradient, x, affine, x_moments, relu, self.weight(i), self.moments[i], p.weight, unit.eps,
-                self.wants_input[i],
+                gradient.grad, gradient.sum, x, affine, x_moments, relu, self.weight(i), self.moments[i], p.weight,
+                unit.eps, self.wants_input[i],
             )  # fmt: skip
             gradients = gradients._replace(
                 conv_weight=_as(d_weight, p.conv_weight) if wanted.conv_weight else None,

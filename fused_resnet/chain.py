@@ -106,7 +106,7 @@ def backward(
     by_block = list(zip(*map(chain.by_block, of_units), strict=True))
     inputs, ends = [x, *outputs], [*outputs, output]
     gradients = [Parameters(None, None, None, None)] * len(chain.units)
-    gradient: Gradient | None = Gradient(grad, None)
+    gradient: Gradient | None = Gradient(grad, None, owned=False)
     d_shortcut: Tensor | None = None
     end = len(gradients)
     for n, block in reversed(list(enumerate(chain.blocks))):

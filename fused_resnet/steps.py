@@ -266,13 +266,7 @@ class Recorder(TorchDispatchMode):
             written = [
                 t for value, is_written in zip(args, in_place, strict=False) if is_written for t in _tensors(value)
             ]
-            returned = results if isinstance(results, tuple) else (results,)
-            fresh = [  # what an operation in place returns may be what it wrote into, or another tensor
-                t
-                for value, declared in zip(returned, func._schema.returns, strict=False)
-                if declared.alias_info is None
-                for t in _tensors(value)
-            ]
+            fresh = [t for t in _tensors(results) if not any(t is w for w in written)]
             flop = 2 * args[1].numel() * args[2].shape[1] if name == "addmm_" else 0
             self.note(name, list(_tensors(args)), (*written, *fresh), flop)
         return results

@@ -65,7 +65,7 @@ def test_traffic_of_one_block_by_hand():
         traffic = count(shapes, scheme, element_size=4, batch_size=batch)
         assert traffic.bytes == 4 * y * (convolutions + passes) + fixed
         assert traffic.flop == 2 * 3 * 2 * y * 16 * 9
-    # forward statistics 1, apply 2 or 3; backward reduce 2 or 3, apply 3 or 4, z rebuilt beside 1; dx, g, z → dx
+    # forward statistics 1, apply 2 or 3; backward reduce 2 or 3, apply 3 or 4, z on the side; dx, g, z → dx
     passes = (1 + 2) + (1 + 3) + (3 + 4) + (2 + 3 + 1) + 4
     for scheme in FUSINGS:
         block = models.create("resnet20").get_submodule(shape.name)
@@ -93,10 +93,11 @@ def test_traffic_of_a_block_end_without_its_output_by_hand():
         )
         for scheme in ("fused", "lean")
     )
-    # fused: z of the unit before and y written, both read, statistics; lean: x read for statistics, again for z; and
-    # the first convolution's statistics have no pass of their own
+    # fused: z of the unit before and y written, both read, statistics, also of the first unit, which lean makes in its
+    # product; lean: x read for statistics, again for z
     forward = 2 * x + (x + y) + y + 3 * y + x, x + (x + 2 * y)
-    # fused: reduce; apply, with G for the shortcut; dgrad, wgrad; reduce, z of the unit before; lean: G, wgrad, dgrad
+    # fused: reduce; apply, with G for the shortcut; dgrad, wgrad; of the unit before the sums, and z on the side
+    # lean: G; wgrad; dgrad with the sums of the unit before
     backward = 3 * y + 5 * y + 2 * (x + y) + 2 * x + x, 3 * y + (x + y) + (2 * x + y)
     saves = forward[0] - forward[1] + backward[0] - backward[1]
     assert fused.bytes - lean.bytes == pytest.approx(2 * saves, rel=0.01)

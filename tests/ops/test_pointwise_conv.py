@@ -109,8 +109,8 @@ def assert_add_grad(k, p: Problem) -> None:
     results = p.add_grad(k)
     assert_as_accurate_as_stock(results, p.stock_add_grad(), p.double().stock_add_grad())
     stored = results["d_source"]
-    assert torch.equal(stored == 0, p.z <= 0)
-    torch.testing.assert_close(results["sums"].double(), stored.double().sum((0, 2, 3)), rtol=1e-5, atol=1e-3)
+    assert not stored[p.z <= 0].any()
+    assert_close(results["sums"], stored.double().sum((0, 2, 3)).float(), 16)
 
 
 @each_shape

@@ -557,7 +557,7 @@ def pointwise_conv_norm_backward(
     du = torch.empty_like(x)
     finish, cut = cut, config.input_gradient(inputs, x.itemsize)
     tiles = ceil_div(rows, cut.rows)
-    partial = None if x_moments is None else moments.new_empty(2, tiles, inputs)
+    tile_sums = None if x_moments is None else moments.new_empty(2, tiles, inputs)
     if rows:
         parts = 1 if x.dtype is torch.float32 else 2  # of M in the dtype: rounded once, it would show in the sums of dβ
         mixing, row = w.new_empty(parts, inputs, inputs), slope.new_empty(inputs)
@@ -568,12 +568,12 @@ def pointwise_conv_norm_backward(
         if precision == "tf32":  # in three products, as good as float32: M was made of a Wa that is not cut off
             precision = "tf32x3"
         _dgrad_kernel[tiles * ceil_div(inputs, cut.columns),](
-            grad, x, x_affine, x_moments, prologue, folded, mixing, row, du, partial, rows, inputs, outputs, tiles,
-            partial is not None, x_relu, parts,
+            grad, x, x_affine, x_moments, prologue, folded, mixing, row, du, tile_sums, rows, inputs, outputs, tiles,
+            tile_sums is not None, x_relu, parts,
             precision, cut.rows, cut.columns, cut.depth, cut.stages, num_warps=cut.warps,
         )  # fmt: skip
     # of thousands of tiles, which torch's reduction adds with the whole device
-    x_sums = moments.new_empty(0) if partial is None else partial.sum(1)
+    x_sums = moments.new_empty(0) if tile_sums is None else tile_sums.sum(1)
     return du, d_conv_weight, grad_weight, x_sums
 
 
