@@ -312,9 +312,9 @@ def test_a_network_of_these_kernels_is_as_accurate_as_stock(k, monkeypatch, auto
     stages = 2 if chain == "stage" else 0
     assert sum(isinstance(module, blocks.FusedModule) for module in fused.modules()) == 6 + stages
     assert_as_accurate_as_stock(results, stock, exact)
-    # both ends and the projection do without their output
-    assert (called["pointwise_conv_norm_act"], called["pointwise_conv_norm_backward"]) == (2, 3)
-    # in 16 bits the first convolution of each bottleneck, and the projection, make the statistics of their norms
+    # both bottlenecks' ends and two projections do without their output
+    assert (called["pointwise_conv_norm_act"], called["pointwise_conv_norm_backward"]) == (2, 4)
+    # in 16 bits the first convolution of each bottleneck, and its projection, make the statistics of their norms
     assert called["pointwise_conv_stats"] == (0 if autocast is None else 3)
     joined = 3 if stages else 0
     assert called["pointwise_conv_add_grad_"] + called["masked_grad_"] == joined
