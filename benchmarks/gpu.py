@@ -95,7 +95,7 @@ def parts(device: torch.device) -> dict[str, tuple[Step, ...]]:
             Step("tests-triton", ("-m", "pytest", "-q", "-x", "tests/ops/test_triton_kernels.py"), 120, records=False),
             Step("tests-pointwise", ("-m", "pytest", "-q", *POINTWISE_TESTS), 120, records=False),
             # the first two layers' shapes come first; named here, since a rehearsal's ResNet-20 has no bottleneck
-            bench("pointwise", "pointwise --model resnet50 resnet18 --dtype bf16", 120, graph=True),
+            bench("pointwise", "pointwise --model resnet50 resnet18 --dtype bf16", 150, graph=True),
             bench("op", f"op {every_engine} {both}", 150, graph=True),
             bench("block", f"block {every_engine} {both}", 180, models="resnet50 resnet18", graph=True),
             bench("block-peers", f"block {peers} --dtype bf16", 180, models="resnet50", graph=True),
