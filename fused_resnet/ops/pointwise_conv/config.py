@@ -83,10 +83,11 @@ def add_grad(inputs: int, outputs: int, itemsize: int) -> Tile:
     """Return the tile [rows, inputs] of ``d_source + dy·W`` and the outputs of a step.
 
     Nearly all bytes are those of d_source and z, fetched one or two tiles ahead while up to 128 outputs are one step,
-    whose weights stay in a program.  64 rows over four warps are three programs a multiprocessor.
+    whose weights stay in a program.  64 rows over four warps are three programs a multiprocessor, and two with more
+    outputs, which take 203 registers.
     """
     if itemsize == 4:
         return Tile(64, side(inputs, 32), side(outputs, 32), 4, 2)
     if 64 < outputs <= 128:
         return Tile(64, side(inputs, 64), 128, 4, 2, programs=3)
-    return Tile(64, side(inputs, 64), side(outputs, 64), 4, 3, programs=3)
+    return Tile(64, side(inputs, 64), side(outputs, 64), 4, 3, programs=3 if outputs <= 64 else 2)

@@ -84,6 +84,7 @@ def _conv_stats_kernel(
     shift = tl.zeros((BLOCK_N,), tl.float32)
     total = tl.zeros((BLOCK_M // 16, 8, BLOCK_N), tl.float32)
     squares = tl.zeros((BLOCK_M // 16, 8, BLOCK_N), tl.float32)
+    # flattened, so that a tile's inputs are on their way while the sums of the one before are made
     for start in tl.range(begin, end, BLOCK_M, num_stages=STAGES, flatten=not ONE_STEP):
         rows = tl.arange(0, BLOCK_M)
         left = tl.minimum(end - start, BLOCK_M).to(tl.int32)

@@ -62,9 +62,9 @@ def weight_gradient(inputs: int, outputs: int, itemsize: int) -> Tile:
 def input_gradient(inputs: int, itemsize: int) -> Tile:
     """Return the tile [rows, inputs] of ``du`` and the channels of a step.
 
-    128 rows, so that the weights, which every program reads whole, are half of what L2 serves and not two thirds.  124
-    registers with the sums and 66 KB, two programs a multiprocessor, for 64 inputs.  For 128, a step more in flight would take 116 KB
-    or more, which only the GPUs of a data centre have (99 KB elsewhere).
+    128 rows, so that the weights, which every program reads whole, are half of what L2 serves and not two thirds.  With
+    the sums of the norm in front 124 registers and 66 KB, two programs a multiprocessor, for 64 inputs.  For 128, a
+    step more in flight would take 116 KB or more, which only the GPUs of a data centre have (99 KB elsewhere).
     """
     return Tile(128, side(inputs, 256 // itemsize), 128 // itemsize, 8, 2)
 
