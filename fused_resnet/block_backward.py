@@ -321,8 +321,8 @@ class BlockBackward:
             x = dense(x if in_path else self.block.pixels(x), self.k.channels_last)
             x_moments = self.moments[i - 1] if in_path and i > 0 and self.needs_sums([i - 1]) else None
             dz, d_weight, grad_weight, sums = self.k.pointwise_conv_norm_backward(
-                gradient.grad, gradient.sum, x, affine, x_moments, relu, self.weight(i), self.moments[i], p.weight,
-                unit.eps, self.wants_input[i],
+                gradient.grad, gradient.sum, x, affine, x_moments, relu, self.weight(i), self.moments[i],
+                self.kept[i].y, p.weight, unit.eps, self.wants_input[i],
             )  # fmt: skip
             gradients = gradients._replace(
                 conv_weight=_as(d_weight, p.conv_weight) if wanted.conv_weight else None,

@@ -123,10 +123,10 @@ class BlockForward:
         _check_batch(x)
         shape = torch.Size((x.shape[0], weight.shape[0], *x.shape[2:]))
         residual = dense(_residual(residual, shape, x.dtype), self.k.channels_last)
-        output, moments, affine = self.k.pointwise_conv_norm_act(
+        output, moments, affine, gram = self.k.pointwise_conv_norm_act(
             *raw, weight, p.weight, p.bias, unit.eps, residual, residual_affine, unit.relu
         )
-        self.keep(last, output.new_empty(0), moments, affine)
+        self.keep(last, gram, moments, affine)
         return output
 
     def keeps_y(self, i: int) -> bool:

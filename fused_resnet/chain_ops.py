@@ -251,6 +251,6 @@ def _conv_flops(
         [end] * len(block.all_units) for block, end in zip(chain.blocks, [*outputs, output], strict=True)
     )
     return [
-        0 if kept.y is None else 2 * (kept.y.numel() or end.numel()) * p.conv_weight[0].numel()
+        0 if kept.y is None else 2 * (end if kept.lacks_y else kept.y).numel() * p.conv_weight[0].numel()
         for p, kept, end in zip(by_unit, units, ends, strict=True)
     ]

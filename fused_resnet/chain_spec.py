@@ -197,8 +197,8 @@ class Parameters(NamedTuple):
 class Saved(NamedTuple):
     """What a unit keeps for backward.
 
-    ``y`` is None where the unit has no conv, and of one dimension where backward does without; ``conv_weight`` is None
-    unless it was cast.
+    ``y`` is None where the unit has no conv; where backward does without, it is of one dimension: what the engine keeps
+    instead.  ``conv_weight`` is None unless it was cast.
     """
 
     y: Tensor | None

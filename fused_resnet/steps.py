@@ -320,23 +320,27 @@ def _noted(k: SimpleNamespace, recorder: Recorder) -> SimpleNamespace:
         recorder.note("dgrad, add, mask", (d_source, dy, weight, z), (d_source,), _product(dy, weight))
         return sums
 
-    def pointwise_conv_norm_act(x: Tensor, *others: Any) -> tuple[Tensor, Tensor, Tensor]:
+    def note_gram(x: Tensor) -> None:
+        recorder.note("Gram matrix", (x,), (), 2 * x.numel() * x.shape[1])
+
+    def pointwise_conv_norm_act(x: Tensor, *others: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         _, _, weight, _, _, _, residual, *_ = others
         with recorder.pause():
-            z, moments, affine = k.pointwise_conv_norm_act(x, *others)
-        flop = _product(z, weight)
-        recorder.note("fprop statistics", (x, weight), (), flop)
-        recorder.note("fprop act", [t for t in (x, weight, residual) if t is not None], (z,), flop)
-        return z, moments, affine
+            z, moments, affine, gram = k.pointwise_conv_norm_act(x, *others)
+        note_gram(x)
+        recorder.note("fprop act", [t for t in (x, weight, residual) if t is not None], (z,), _product(z, weight))
+        return z, moments, affine, gram
 
     def pointwise_conv_norm_backward(grad: Tensor, *others: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        _, x, _, _, _, weight, *_, wants_input = others
+        _, x, _, _, _, weight, _, gram, *_, wants_input = others
         with recorder.pause():
             du, d_weight, grad_weight, sums = k.pointwise_conv_norm_backward(grad, *others)
-        flop, gram = _product(grad, weight), 2 * x.numel() * x.shape[1]
-        recorder.note("wgrad, Gram matrix", (grad, x), (d_weight,), flop + gram)
+        if not gram.numel():
+            note_gram(x)
+        flop = _product(grad, weight)
+        recorder.note("wgrad", (grad, x), (d_weight,), flop)
         if wants_input:
-            recorder.note("dgrad", (grad, x, weight), (du,), flop + gram)
+            recorder.note("dgrad", (grad, x, weight), (du,), flop + 2 * x.numel() * x.shape[1])
         return du, d_weight, grad_weight, sums
 
     own = (

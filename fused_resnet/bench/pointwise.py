@@ -226,7 +226,7 @@ class Pointwise:
             y, moments, affine = self._conv_stats()
             z = self.k.batch_norm_act(y, affine, self.residual, None, True)
         else:
-            z, moments, affine = self.k.pointwise_conv_norm_act(
+            z, moments, affine, _ = self.k.pointwise_conv_norm_act(
                 self.x, self.x_affine, self.x_affine is not None, self.conv_weight, self.weight, self.bias, EPS,
                 self.residual, None, True,
             )  # fmt: skip
@@ -246,7 +246,7 @@ class Pointwise:
         else:
             du, dw, d_gamma, sums = self.k.pointwise_conv_norm_backward(
                 self.grad, self.sum_grad, self.x, self.x_affine, self.x_moments, self.x_affine is not None,
-                self.conv_weight, self._moments, self.weight, EPS, wants_input,
+                self.conv_weight, *self._forward, self.weight, EPS, wants_input,
             )  # fmt: skip
         gradients = {"weight": dw, "γ": d_gamma}
         if wants_input:

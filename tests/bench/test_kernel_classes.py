@@ -41,7 +41,7 @@ KERNELS = {
         "_backward_kernel",
         "_add_masked_kernel",
         "_masked_grad_kernel",
-        "_uncentre_kernel",
+        "_gram_stats_kernel",
         "void fused_resnet::cuda::reduce_kernel<__nv_bfloat16, 8>(fused_resnet::Arguments)",
     ),
     "pool": (

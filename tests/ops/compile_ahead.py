@@ -94,9 +94,9 @@ def pointwise_launches(dtype: torch.dtype, inputs: int, outputs: int) -> None:
     x_affine, affine = torch.empty(2, inputs, device="meta"), torch.empty(2, outputs, device="meta")
     weight, bias = affine.unbind()
     for branch in [(None, None), (grad, None), (grad, affine)]:
-        _, moments, _ = k.pointwise_conv_norm_act(x, x_affine, True, w, weight, bias, 1e-5, *branch, True)
+        _, moments, _, gram = k.pointwise_conv_norm_act(x, x_affine, True, w, weight, bias, 1e-5, *branch, True)
     for x_moments in [None, torch.empty(3, inputs, device="meta")]:
-        k.pointwise_conv_norm_backward(grad, weight, x, x_affine, x_moments, True, w, moments, weight, 1e-5, True)
+        k.pointwise_conv_norm_backward(grad, weight, x, x_affine, x_moments, True, w, moments, gram, weight, 1e-5, True)
     # the convolution at the block's other end has as many inputs as this one has outputs
     k = ops.triton_kernels(pointwise_conv)
     w = torch.empty(inputs, outputs, 1, 1, dtype=dtype, device="meta")

@@ -52,7 +52,7 @@ class Problem(SimpleNamespace):
         return Problem(**{k: v.double() if isinstance(v, Tensor) else v for k, v in vars(self).items()})
 
     def forward(self, k, relu: bool) -> dict[str, Tensor]:
-        z, moments, affine = k.pointwise_conv_norm_act(
+        z, moments, affine, self.gram = k.pointwise_conv_norm_act(
             self.x, self.x_affine, self.x_relu, self.conv_weight, self.weight, self.bias, EPS,
             self.residual, self.residual_affine, relu,
         )  # fmt: skip
@@ -62,8 +62,8 @@ class Problem(SimpleNamespace):
         sum_grad = self.grad.sum((0, 2, 3), dtype=moments.dtype)
         x_moments = None if self.x_affine is None else moments_of(self.x)
         du, d_conv_weight, grad_weight, sums = k.pointwise_conv_norm_backward(
-            self.grad, sum_grad, self.x, self.x_affine, x_moments, self.x_relu, self.conv_weight, moments, self.weight,
-            EPS, wants_input,
+            self.grad, sum_grad, self.x, self.x_affine, x_moments, self.x_relu, self.conv_weight, moments, self.gram,
+            self.weight, EPS, wants_input,
         )  # fmt: skip
         assert not du.numel() or du.stride() == self.x.stride()
         if x_moments is None or not wants_input:

@@ -113,8 +113,8 @@ def test_an_empty_batch_gives_nan_statistics_and_no_gradient(k):
     assert results.pop("z").shape == p.grad.shape
     assert all(result.isnan().all() for result in results.values())
     du, _, grad_weight, sums = k.pointwise_conv_norm_backward(
-        p.grad, torch.zeros(19), p.x, p.x_affine, torch.ones(3, 5), True, p.conv_weight, torch.ones(3, 19), p.weight,
-        EPS, True,
+        p.grad, torch.zeros(19), p.x, p.x_affine, torch.ones(3, 5), True, p.conv_weight, torch.ones(3, 19), p.gram,
+        p.weight, EPS, True,
     )  # fmt: skip
     assert du.shape == p.x.shape
     assert torch.equal(grad_weight, torch.zeros(19))

@@ -34,7 +34,7 @@ ELEMENTS_PER_THREAD = 32
 
 # blocks of a multiprocessor with 64 and with 128 inputs on sm_90, and what multiplies
 PRODUCT_BLOCKS = {
-    "_fprop_stats_kernel": (2, 2),
+    "_gram_kernel": (3, 1),
     "_fprop_act_kernel": (2, 1),
     "_wgrad_kernel": (3, 1),
     "_dgrad_kernel": (2, 1),

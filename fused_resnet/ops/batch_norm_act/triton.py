@@ -95,7 +95,7 @@ def _input_gradient(grad, x, coefficients, C, columns, mask, BATCH_STATS: tl.con
 
 
 @triton.jit
-def _store_affine(affine, mean, var, weight, bias, C, columns, mask, eps, WEIGHT: tl.constexpr, BIAS: tl.constexpr):
+def store_affine(affine, mean, var, weight, bias, C, columns, mask, eps, WEIGHT: tl.constexpr, BIAS: tl.constexpr):
     """``a = γ/√(var + eps)``, ``b = β − mean·a`` of the rounded ``a``; mean and var as they were stored, float32."""
     scale = 1.0 / tl.sqrt(var.to(tl.float64) + eps)
     if WEIGHT:
@@ -174,7 +174,7 @@ def _store_merged(
     tl.store(moments + columns, rounded_mean, mask)
     tl.store(moments + C + columns, rounded_var, mask)
     tl.store(moments + 2 * C + columns, (var * (count / tl.maximum(count - 1.0, 1.0))).to(tl.float32), mask)
-    _store_affine(affine, rounded_mean, rounded_var, weight, bias, C, columns, mask, eps, WEIGHT, BIAS)
+    store_affine(affine, rounded_mean, rounded_var, weight, bias, C, columns, mask, eps, WEIGHT, BIAS)
 
 
 @triton.jit(do_not_specialize=["M", "parts", "rows_per_part", "eps"])
@@ -243,7 +243,7 @@ def _affine_kernel(
     columns = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
     mask = columns < C
     mean, var = tl.load(moments + columns, mask, 0.0), tl.load(moments + C + columns, mask, 1.0)
-    _store_affine(affine, mean, var, weight, bias, C, columns, mask, eps, WEIGHT, BIAS)
+    store_affine(affine, mean, var, weight, bias, C, columns, mask, eps, WEIGHT, BIAS)
 
 
 @triton.jit(do_not_specialize=["M"])

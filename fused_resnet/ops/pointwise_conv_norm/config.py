@@ -9,8 +9,8 @@ not yet from a GPU.
 
 from fused_resnet.ops.pointwise_conv.config import LEAST, Tile, most_channels, side
 
+GRAM_CHUNK = 16  # steps that a tensor core adds up by itself, 512 rows
 SAMPLED_ROWS, SAMPLED_CHANNELS = 512, 16  # of which a program makes the centre: 64 loads a thread, all in flight
-UNCENTRED_CHANNELS = 16  # of one program
 
 
 def input_depth(inputs: int, itemsize: int) -> int:
@@ -23,14 +23,15 @@ def input_depth(inputs: int, itemsize: int) -> int:
     return side(inputs, 128) if inputs <= 128 else 64
 
 
-def statistics(inputs: int, outputs: int, itemsize: int) -> Tile:
-    """Return the tile of the statistics' ``v·Wᵀ``.
+def gram(inputs: int, itemsize: int) -> Tile:
+    """Return the tile [inputs, inputs] of ``vᵀv`` and the rows of a step.
 
-    64 rows of 128 columns over four warps are 64 accumulators a thread and 64 sums: 222 to 230 registers, two programs
-    a multiprocessor, six instructions an output.  Of 256 columns one program would be left, which waits for its own
-    product; half the columns double the instructions that make ``v``.
+    32 rows: 150 registers of four warps, three programs a multiprocessor, for 64 inputs (with 64 rows 223, two); 233 of
+    eight, one program with three steps of 8 KB in flight, for 128.
     """
-    return Tile(64, side(outputs, 256 // itemsize), input_depth(inputs, itemsize), 4, 3)
+    columns = side(inputs, 256 // itemsize)
+    warps, programs = (8, 1) if columns == 128 else (4, 3)
+    return Tile(columns, columns, 32, warps, 4, programs=programs)
 
 
 def apply(inputs: int, outputs: int, itemsize: int, two_branches: bool) -> Tile:
@@ -49,9 +50,8 @@ def apply(inputs: int, outputs: int, itemsize: int, two_branches: bool) -> Tile:
 def weight_gradient(inputs: int, outputs: int, itemsize: int) -> Tile:
     """Return the tile [inputs, outputs] of ``vᵀG`` and the rows of a step.
 
-    All of 128 inputs, so that G is read once.  32 rows a step: with 64 the two tiles that the Gram matrix is made of
-    leave no registers (spills on sm_80).  165 registers of four warps, three programs a multiprocessor, for 64 inputs;
-    212 of eight, one program with three steps of 16 KB in flight, for 128.
+    All of 128 inputs, so that G is read once.  130 registers of four warps, three programs a multiprocessor, for 64
+    inputs; of eight, one program with three steps of 16 KB in flight, for 128 (a limit of 128 spills on sm_80).
     """
     most = 256 // itemsize
     rows = side(inputs, most)

@@ -34,15 +34,17 @@ def pointwise_conv_norm_act(
     residual: Tensor | None,
     residual_affine: Tensor | None,
     relu: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Compute ``z = act(a·(u·Wᵀ) + b + R)``; returns (z [.., N, H, W], moments [3, N], affine [2, N]).
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Compute ``z = act(a·(u·Wᵀ) + b + R)``; returns (z [.., N, H, W], moments [3, N], affine [2, N], gram).
 
+    What is in gram, one vector, is an engine's own: sums that its backward need not make again, or nothing, as here.
     ``a``, ``b`` and the moments are those of :func:`fused_resnet.ops.batch_norm_act.reference.batch_norm_stats`, and
     ``R`` is that of ``batch_norm_act``.
     """
     y = torch.conv2d(input_of(x, x_affine, x_relu), conv_weight)
     moments, affine = batch_norm.batch_norm_stats(y, weight, bias, eps)
-    return batch_norm.batch_norm_act(y, affine, residual, residual_affine, relu), moments, affine
+    z = batch_norm.batch_norm_act(y, affine, residual, residual_affine, relu)
+    return z, moments, affine, moments.new_empty(0)
 
 
 def pointwise_conv_norm_backward(
@@ -54,12 +56,14 @@ def pointwise_conv_norm_backward(
     x_relu: bool,
     conv_weight: Tensor,
     moments: Tensor,
+    gram: Tensor,
     weight: Tensor | None,
     eps: float,
     wants_input: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Compute the formulas above from ``G`` (``grad``) and ``ΣG``.
 
+    ``gram`` is what forward returned, or empty where ``y`` was computed by another operation.
     Where ``x`` is the raw output of a unit whose norm wants its sums, ``x_moments`` [3, K] are that norm's.
 
     Returns (du like ``u``, or empty where not ``wants_input``; dW [N, K, 1, 1] and dγ [N] in the accumulation dtype;

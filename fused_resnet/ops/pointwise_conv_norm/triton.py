@@ -1,8 +1,8 @@
 """A 1×1 convolution and its batch norm on a GPU: the reference's functions as Triton kernels.
 
 Activations are channels_last, i.e. row-major matrices of M = N·H·W rows, with K channels before the convolution and N
-behind it; s is the size of an element.  ``y`` lives in registers only: it is computed once for its statistics and once
-to be applied.
+behind it; s is the size of an element.  ``y`` lives in registers only, and its statistics are made without it: of the
+Gram matrix ``vᵀv``, a quarter of the product's FLOP, which backward needs, too.
 
 Every product is of the *centred* input ``v = u − c``, rounded once, with ``c`` near the mean of ``u``.  So the digits
 go to what varies, sums of squares do not cancel, and what ``c`` misses of the mean is corrected exactly, per channel.
@@ -15,16 +15,10 @@ import triton.language as tl
 from torch import Tensor
 
 from fused_resnet.ops.batch_norm_act.config import ceil_div
-from fused_resnet.ops.batch_norm_act.triton import add_parts, merge_moments, relu_grad, scale_shift, split_program
+from fused_resnet.ops.batch_norm_act.triton import add_parts, relu_grad, scale_shift, split_program, store_affine
 from fused_resnet.ops.launch import multiprocessors
 from fused_resnet.ops.pointwise_conv.config import in_parts
-from fused_resnet.ops.pointwise_conv.triton import (
-    column_sums,
-    float32_precision,
-    matrix_tile,
-    row_pairs,
-    weight_tile,
-)
+from fused_resnet.ops.pointwise_conv.triton import float32_precision, matrix_tile, weight_tile
 from fused_resnet.ops.pointwise_conv_norm import config
 
 __all__ = ["pointwise_conv_norm_act", "pointwise_conv_norm_backward"]
@@ -103,69 +97,98 @@ def _centre_kernel(
 
 
 @triton.jit(do_not_specialize=["M", "rows_per_part"])
-def _fprop_stats_kernel(
+def _gram_kernel(
     x,
     prologue,
-    w,
     partial,
     M,
     K,
-    N,
     parts,
     rows_per_part,
     PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
-    ONE_STEP: tl.constexpr,
+    ONE_TILE: tl.constexpr,
+    CHUNK: tl.constexpr,
     STAGES: tl.constexpr,
 ):
-    """``mean`` and ``M2 = Σ(y − mean)²`` of ``y = v·Wᵀ`` in each part of the rows; partial [2, parts, N].
+    """``vᵀv`` and ``Σv`` of each part of the rows; partial [1, parts, K·K + K].
 
-    Bytes: s an element of x.
+    A tensor core cuts its sums off where an addition rounds: CHUNK steps are added by it, and the chunks as numbers.
+    Bytes: s an element of x (again for each tile, from L2).
     """
-    part, columns, mask = split_program(tl.program_id(0), N, BLOCK_N)
+    pid = tl.program_id(0)
+    tiles = tl.cdiv(K, BLOCK_K)
+    tile, other_tile = pid % tiles, pid // tiles % tiles
+    part = (pid // (tiles * tiles)).to(tl.int64)
     begin = part * rows_per_part
     end = tl.minimum(begin + rows_per_part, M)
-    total = tl.zeros((BLOCK_M // 16, 8, BLOCK_N), tl.float32)
-    squares = tl.zeros((BLOCK_M // 16, 8, BLOCK_N), tl.float32)
+    inputs = tile * BLOCK_K + tl.arange(0, BLOCK_K)
+    others = other_tile * BLOCK_K + tl.arange(0, BLOCK_K)
+    rows = tl.arange(0, BLOCK_M)
+    gram = tl.zeros((BLOCK_K, BLOCK_K), tl.float32)
+    total = tl.zeros((16, BLOCK_K), tl.float32)
+    chunk = tl.zeros((BLOCK_K, BLOCK_K), tl.float32)
     for start in tl.range(begin, end, BLOCK_M, num_stages=STAGES):
-        rows = start + tl.arange(0, BLOCK_M)
-        y = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-        if ONE_STEP:
-            y = _add_product(y, x, prologue, w, rows, end, 0, columns, K, N, PRECISION, BLOCK_K)
-        else:
-            for k in tl.range(0, K, BLOCK_K, num_stages=STAGES):
-                y = _add_product(y, x, prologue, w, rows, end, k, columns, K, N, PRECISION, BLOCK_K)
-        upper, lower = row_pairs(y, BLOCK_M, BLOCK_N)
-        total += upper + lower
-        squares += upper * upper
-        squares += lower * lower
-    column_total = column_sums(total)
-    mean = column_total / (end - begin).to(tl.float32)
-    m2 = column_sums(squares) - column_total * mean  # y is centred: this does not cancel
-    m2 = tl.maximum(m2, 0.0, propagate_nan=tl.PropagateNan.ALL)
-    tl.store(partial + part * N + columns, mean.to(tl.float64), mask)
-    tl.store(partial + (parts + part) * N + columns, m2.to(tl.float64), mask)
+        left = tl.minimum(end - start, BLOCK_M).to(tl.int32)
+        v = _centred(x + start * K, prologue, rows, left, inputs, K)
+        other = v if ONE_TILE else _centred(x + start * K, prologue, rows, left, others, K)
+        chunk = tl.dot(tl.trans(v), other, chunk, input_precision=PRECISION)
+        total += tl.sum(tl.reshape(v.to(tl.float32), (BLOCK_M // 16, 16, BLOCK_K)), 0)
+        if (start - begin) % (CHUNK * BLOCK_M) == (CHUNK - 1) * BLOCK_M:
+            gram += chunk
+            chunk = tl.zeros((BLOCK_K, BLOCK_K), tl.float32)
+    gram += chunk
+    out = partial + part * (K * K + K)
+    tl.store(out + inputs[:, None] * K + others[None, :], gram, (inputs < K)[:, None] & (others < K)[None, :])
+    tl.store(out + K * K + inputs, tl.sum(total, 0), (inputs < K) & (other_tile == 0))
 
 
-@triton.jit
-def _uncentre_kernel(w, prologue, moments, centred, affine, K, N, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr):
-    """``mean += W·c``, ``b −= a·(W·c)``: from the moments and the affine of ``v·Wᵀ`` to those of ``u·Wᵀ``."""
-    columns = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
-    mask = columns < N
+@triton.jit(do_not_specialize=["count", "eps"])
+def _gram_stats_kernel(
+    gram,
+    prologue,
+    w,
+    weight,
+    bias,
+    moments,
+    affine,
+    centred_affine,
+    K,
+    N,
+    count,
+    eps,
+    WEIGHT: tl.constexpr,
+    BIAS: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """``mean = W·c + W·(Σv/m)`` and ``var = diag(W·S·Wᵀ)/m`` of ``y``, N outputs at a time; the affine of ``y``, and
+    that of ``v·Wᵀ``, whose mean lacks ``W·c``.
+    """
+    outputs = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    there = outputs < N
+    squares = tl.zeros((BLOCK_N,), tl.float64)
+    offset = tl.zeros((BLOCK_N,), tl.float64)
     shift = tl.zeros((BLOCK_N,), tl.float64)
     for k in range(0, K, BLOCK_K):
         inputs = k + tl.arange(0, BLOCK_K)
-        exists = mask[:, None] & (inputs < K)[None, :]
-        weight = tl.load(w + columns[:, None] * K + inputs[None, :], exists, 0.0).to(tl.float64)
-        c = tl.load(prologue + 3 * K + inputs, inputs < K, 0.0).to(tl.float64)
-        shift += tl.sum(weight * c[None, :], 1)
-    a, b = tl.load(centred + columns, mask, 0.0), tl.load(centred + N + columns, mask, 0.0)
-    mean = tl.load(moments + columns, mask, 0.0)
-    tl.store(moments + columns, (mean.to(tl.float64) + shift).to(tl.float32), mask)
-    tl.store(affine + columns, a, mask)
-    tl.store(affine + N + columns, (b.to(tl.float64) - a.to(tl.float64) * shift).to(tl.float32), mask)
+        tile = matrix_tile(w, outputs, inputs, N, K).to(tl.float64)
+        product = tl.zeros((BLOCK_N, BLOCK_K), tl.float32)
+        for j in range(0, K, BLOCK_K):
+            others = j + tl.arange(0, BLOCK_K)
+            other_tile = matrix_tile(w, outputs, others, N, K).to(tl.float32)
+            product = tl.dot(other_tile, _covariance(gram, others, inputs, K, count), product, input_precision="ieee")
+        squares += tl.sum(product.to(tl.float64) * tile, 1)
+        offset += tl.sum(_missed(gram, inputs, K, count).to(tl.float64)[None, :] * tile, 1)
+        shift += tl.sum(tl.load(prologue + 3 * K + inputs, inputs < K, 0.0).to(tl.float64)[None, :] * tile, 1)
+    var = tl.maximum(squares / count, 0.0, propagate_nan=tl.PropagateNan.ALL)
+    mean, centred_mean, rounded_var = (shift + offset).to(tl.float32), offset.to(tl.float32), var.to(tl.float32)
+    tl.store(moments + outputs, mean, there)
+    tl.store(moments + N + outputs, rounded_var, there)
+    tl.store(moments + 2 * N + outputs, (var * (count / tl.maximum(count - 1.0, 1.0))).to(tl.float32), there)
+    store_affine(affine, mean, rounded_var, weight, bias, N, outputs, there, eps, WEIGHT, BIAS)
+    store_affine(centred_affine, centred_mean, rounded_var, weight, bias, N, outputs, there, eps, WEIGHT, BIAS)
 
 
 @triton.jit(do_not_specialize=["M"])
@@ -240,42 +263,27 @@ def _wgrad_kernel(
     BLOCK_K: tl.constexpr,
     STAGES: tl.constexpr,
 ):
-    """``vᵀG``, ``vᵀv`` and ``Σv`` of each part of the rows; partial [1, parts, K·N + K·K + K].
+    """``vᵀG`` of each part of the rows; partial [1, parts, K·N].
 
-    A program has one tile of ``vᵀG`` or of ``vᵀv``.  Bytes: s an element of G, and of x (again for each tile, from L2).
+    Bytes: s an element of G (again for each tile of K, from L2) and of x (for each tile of N).
     """
     pid = tl.program_id(0)
     n_tiles, k_tiles = tl.cdiv(N, BLOCK_N), tl.cdiv(K, BLOCK_K)
-    tile, k_tile = pid % (n_tiles + k_tiles), pid // (n_tiles + k_tiles) % k_tiles
-    part = (pid // ((n_tiles + k_tiles) * k_tiles)).to(tl.int64)
+    tile, k_tile = pid % n_tiles, pid // n_tiles % k_tiles
+    part = (pid // (n_tiles * k_tiles)).to(tl.int64)
     begin = part * rows_per_part
     end = tl.minimum(begin + rows_per_part, M)
     inputs = k_tile * BLOCK_K + tl.arange(0, BLOCK_K)
-    out = partial + part * (K * N + K * K + K)
-    if tile < n_tiles:
-        outputs = tile * BLOCK_N + tl.arange(0, BLOCK_N)
-        product = tl.zeros((BLOCK_K, BLOCK_N), tl.float32)
-        for start in tl.range(begin, end, BLOCK_M, num_stages=STAGES):
-            rows = start + tl.arange(0, BLOCK_M)
-            v = _centred(x, prologue, rows, end, inputs, K)
-            inside = (rows < end)[:, None] & (outputs < N)[None, :]
-            g = tl.load(grad + rows[:, None] * N + outputs[None, :], inside, 0.0)
-            product = tl.dot(tl.trans(v), g, product, input_precision=PRECISION)
-        inside = (inputs < K)[:, None] & (outputs < N)[None, :]
-        tl.store(out + inputs[:, None] * N + outputs[None, :], product, inside)
-    else:
-        others = (tile - n_tiles) * BLOCK_K + tl.arange(0, BLOCK_K)
-        gram = tl.zeros((BLOCK_K, BLOCK_K), tl.float32)
-        total = tl.zeros((BLOCK_K,), tl.float32)
-        for start in tl.range(begin, end, BLOCK_M, num_stages=STAGES):
-            rows = start + tl.arange(0, BLOCK_M)
-            v = _centred(x, prologue, rows, end, inputs, K)
-            other = _centred(x, prologue, rows, end, others, K)
-            gram = tl.dot(tl.trans(v), other, gram, input_precision=PRECISION)
-            total += tl.sum(other.to(tl.float32), 0)
-        out += K * N
-        tl.store(out + inputs[:, None] * K + others[None, :], gram, (inputs < K)[:, None] & (others < K)[None, :])
-        tl.store(out + K * K + others, total, (others < K) & (k_tile == 0))
+    outputs = tile * BLOCK_N + tl.arange(0, BLOCK_N)
+    rows = tl.arange(0, BLOCK_M)
+    product = tl.zeros((BLOCK_K, BLOCK_N), tl.float32)
+    for start in tl.range(begin, end, BLOCK_M, num_stages=STAGES):
+        left = tl.minimum(end - start, BLOCK_M).to(tl.int32)
+        v = _centred(x + start * K, prologue, rows, left, inputs, K)
+        g = matrix_tile(grad + start * N, rows, outputs, left, N)
+        product = tl.dot(tl.trans(v), g, product, input_precision=PRECISION)
+    inside = (inputs < K)[:, None] & (outputs < N)[None, :]
+    tl.store(partial + part * (K * N) + inputs[:, None] * N + outputs[None, :], product, inside)
 
 
 @triton.jit(do_not_specialize=["M", "tiles"])
@@ -344,6 +352,7 @@ def _dgrad_kernel(
 @triton.jit
 def _finish_weights_kernel(
     sums,
+    gram,
     sum_grad,
     w,
     moments,
@@ -362,12 +371,11 @@ def _finish_weights_kernel(
 ):
     """``dγ = rstd·⟨R, W⟩``, ``slope = k = rstd·dγ/m``, ``dW = a·(R − k·W·S)`` and ``Wa = a·W``, N outputs at a time.
 
-    sums [K·N + K·K + K] hold ``vᵀG``, ``vᵀv`` and ``Σv``; R and S are those of ``u`` about its mean, which differ by
-    what c missed of it.
+    sums [K·N] are ``vᵀG``, gram [K·K + K] ``vᵀv`` and ``Σv``; R and S are those of ``u`` about its mean, which differ
+    by what c missed of it.
     """
     outputs = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     there = outputs < N
-    gram = sums + K * N
     var = tl.load(moments + N + outputs, there, 1.0)
     rstd = 1.0 / tl.sqrt(var.to(tl.float64) + eps)
     a = rstd
@@ -378,7 +386,7 @@ def _finish_weights_kernel(
     product = tl.zeros((BLOCK_N,), tl.float64)
     for k in range(0, K, BLOCK_K):
         inputs = k + tl.arange(0, BLOCK_K)
-        r = _weight_sums(sums, g, inputs, outputs, K, N, count)
+        r = _weight_sums(sums, gram, g, inputs, outputs, K, N, count)
         tile = matrix_tile(w, outputs, inputs, N, K).to(tl.float32)
         tl.store(
             folded + outputs[:, None] * K + inputs[None, :],
@@ -395,17 +403,16 @@ def _finish_weights_kernel(
         correction = tl.zeros((BLOCK_N, BLOCK_K), tl.float32)
         for j in range(0, K, BLOCK_K):
             others = j + tl.arange(0, BLOCK_K)
-            missed, other_missed = _missed(sums, inputs, K, N, count), _missed(sums, others, K, N, count)
-            square = matrix_tile(gram, others, inputs, K, K) - count * other_missed[:, None] * missed[None, :]
             scaled = s[:, None] * matrix_tile(w, outputs, others, N, K).to(tl.float32)
-            correction = tl.dot(scaled, square, correction, input_precision="ieee")
-        d = a * (_weight_sums(sums, g, inputs, outputs, K, N, count) - correction)
+            covariance = _covariance(gram, others, inputs, K, count)
+            correction = tl.dot(scaled, covariance, correction, input_precision="ieee")
+        d = a * (_weight_sums(sums, gram, g, inputs, outputs, K, N, count) - correction)
         tl.store(d_weight + outputs[:, None] * K + inputs[None, :], d, there[:, None] & (inputs < K)[None, :])
 
 
 @triton.jit
 def _finish_mixing_kernel(
-    sums,
+    gram,
     sum_grad,
     w,
     slope,
@@ -442,7 +449,7 @@ def _finish_mixing_kernel(
                 tl.trans(scaled), matrix_tile(folded, outputs, columns, N, K).to(tl.float32), m, input_precision="ieee"
             )
         rest = -m
-        missed = _missed(sums, inputs, K, N, count)
+        missed = _missed(gram, inputs, K, count)
         for part in tl.static_range(PARTS):
             rounded = rest.to(mixing.dtype.element_ty)
             at = part * K * K + inputs[:, None] * K + columns[None, :]
@@ -453,15 +460,22 @@ def _finish_mixing_kernel(
 
 
 @triton.jit
-def _missed(sums, inputs, K, N, count):
+def _missed(gram, inputs, K, count):
     """What c missed of the mean of ``u``: ``Σv/m``."""
-    return tl.load(sums + K * N + K * K + inputs, inputs < K, 0.0) / count
+    return tl.load(gram + K * K + inputs, inputs < K, 0.0) / count
 
 
 @triton.jit
-def _weight_sums(sums, g, inputs, outputs, K, N, count):
+def _covariance(gram, others, inputs, K, count):
+    """``S = vᵀv − m·(Σv/m)ᵀ(Σv/m)``, a tile [others, inputs]."""
+    missed, other_missed = _missed(gram, inputs, K, count), _missed(gram, others, K, count)
+    return matrix_tile(gram, others, inputs, K, K) - count * other_missed[:, None] * missed[None, :]
+
+
+@triton.jit
+def _weight_sums(sums, gram, g, inputs, outputs, K, N, count):
     """``R = Gᵀv − ΣG·(Σv/m)``, a tile [outputs, inputs]; g is ``ΣG``."""
-    return tl.trans(matrix_tile(sums, inputs, outputs, K, N)) - g[:, None] * _missed(sums, inputs, K, N, count)[None, :]
+    return tl.trans(matrix_tile(sums, inputs, outputs, K, N)) - g[:, None] * _missed(gram, inputs, K, count)[None, :]
 
 
 # ---- the functions of reference.py
@@ -478,27 +492,25 @@ def pointwise_conv_norm_act(
     residual: Tensor | None,
     residual_affine: Tensor | None,
     relu: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Compute ``z = act(a·(u·Wᵀ) + b + R)``, moments [3, N] and affine [2, N]."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Compute ``z = act(a·(u·Wᵀ) + b + R)``, moments [3, N], affine [2, N], and ``vᵀv`` and ``Σv``, gram [K·K + K]."""
     outputs, inputs = conv_weight.shape[:2]
     z = torch.empty(
         (x.shape[0], outputs, *x.shape[2:]), dtype=x.dtype, device=x.device, memory_format=torch.channels_last
     )
+    moments, affine, centred = (x.new_empty(n, outputs, dtype=torch.float32) for n in (3, 2, 2))
+    gram = moments.new_empty(inputs * (inputs + 1))
     if x.numel() == 0:
-        moments, affine = (x.new_full((n, outputs), torch.nan, dtype=torch.float32) for n in (3, 2))
-        return z, moments, affine
+        return z, moments.fill_(torch.nan), affine.fill_(torch.nan), gram.zero_()
     rows = x.numel() // inputs
     w = conv_weight.flatten(1).contiguous()
     prologue, precision = _prologue(x, x_affine, x_relu), float32_precision()
-    cut = config.statistics(inputs, outputs, x.itemsize)
-    tiles = ceil_div(outputs, cut.columns)
-    parts, rows_per_part = in_parts(rows, cut.rows, tiles, cut.programs * multiprocessors(x.device))
-    partial = x.new_empty(2, parts, outputs, dtype=torch.float64)
-    _fprop_stats_kernel[parts * tiles,](
-        x, prologue, w, partial, rows, inputs, outputs, parts, rows_per_part,
-        precision, cut.rows, cut.columns, cut.depth, inputs <= cut.depth, cut.stages, num_warps=cut.warps,
+    _launch_gram(x, prologue, gram)
+    cut = config.finish(inputs, outputs)
+    _gram_stats_kernel[ceil_div(outputs, cut.columns),](
+        gram, prologue, w, weight, bias, moments, affine, centred, inputs, outputs, float(rows), eps,
+        weight is not None, bias is not None, cut.columns, cut.depth, num_warps=cut.warps,
     )  # fmt: skip
-    moments, centred = merge_moments(partial, weight, bias, eps, rows, rows_per_part)
     cut = config.apply(inputs, outputs, x.itemsize, residual_affine is not None)
     _fprop_act_kernel[ceil_div(rows, cut.rows),](
         x, prologue, w, centred, residual, residual_affine, z, rows, inputs, outputs,
@@ -506,11 +518,7 @@ def pointwise_conv_norm_act(
         precision, cut.rows, cut.columns, cut.depth, inputs <= cut.depth, cut.stages,
         num_warps=cut.warps, maxnreg=cut.registers,
     )  # fmt: skip
-    affine = torch.empty_like(centred)
-    _uncentre_kernel[ceil_div(outputs, config.UNCENTRED_CHANNELS),](
-        w, prologue, moments, centred, affine, inputs, outputs, config.UNCENTRED_CHANNELS, cut.depth
-    )
-    return z, moments, affine
+    return z, moments, affine, gram
 
 
 def pointwise_conv_norm_backward(
@@ -522,6 +530,7 @@ def pointwise_conv_norm_backward(
     x_relu: bool,
     conv_weight: Tensor,
     moments: Tensor,
+    gram: Tensor,
     weight: Tensor | None,
     eps: float,
     wants_input: bool,
@@ -529,14 +538,18 @@ def pointwise_conv_norm_backward(
     """Compute du, dW [N, K, 1, 1] and dγ [N] from ``G`` and ``ΣG``, and the sums [2, K] of the norm in front."""
     outputs, inputs = conv_weight.shape[:2]
     rows = x.numel() // inputs
-    sums = moments.new_empty(1, inputs * (outputs + inputs + 1))
+    sums = moments.new_empty(1, inputs * outputs)
+    made = gram.numel() > 0
+    gram = gram if made else moments.new_empty(inputs * (inputs + 1))
     if rows == 0:
         sums.zero_()
+        gram.zero_()
     else:
         prologue, precision = _prologue(x, x_affine, x_relu), float32_precision()
+        if not made:
+            _launch_gram(x, prologue, gram)
         cut = config.weight_gradient(inputs, outputs, x.itemsize)
-        k_tiles = ceil_div(inputs, cut.rows)
-        tiles = k_tiles * (ceil_div(outputs, cut.columns) + k_tiles)
+        tiles = ceil_div(inputs, cut.rows) * ceil_div(outputs, cut.columns)
         parts, rows_per_part = in_parts(rows, cut.depth, tiles, cut.programs * multiprocessors(x.device))
         partial = sums.new_empty(1, parts, sums.shape[1])
         _wgrad_kernel[parts * tiles,](
@@ -549,7 +562,7 @@ def pointwise_conv_norm_backward(
     grad_weight, slope = (torch.empty_like(sum_grad) for _ in range(2))
     cut = config.finish(inputs, outputs)
     _finish_weights_kernel[ceil_div(outputs, cut.columns),](
-        sums, sum_grad, w, moments, weight, d_conv_weight, grad_weight, folded, slope, inputs, outputs,
+        sums, gram, sum_grad, w, moments, weight, d_conv_weight, grad_weight, folded, slope, inputs, outputs,
         float(max(rows, 1)), eps, weight is not None, cut.columns, cut.depth, num_warps=cut.warps,
     )  # fmt: skip
     if not wants_input:
@@ -562,7 +575,7 @@ def pointwise_conv_norm_backward(
         parts = 1 if x.dtype is torch.float32 else 2  # of M in the dtype: rounded once, it would show in the sums of dβ
         mixing, row = w.new_empty(parts, inputs, inputs), slope.new_empty(inputs)
         _finish_mixing_kernel[ceil_div(inputs, finish.rows),](
-            sums, sum_grad, w, slope, folded, mixing, row, inputs, outputs, float(rows), parts, finish.depth,
+            gram, sum_grad, w, slope, folded, mixing, row, inputs, outputs, float(rows), parts, finish.depth,
             finish.depth, finish.rows, num_warps=finish.warps,
         )  # fmt: skip
         if precision == "tf32":  # in three products, as good as float32: M was made of a Wa that is not cut off
@@ -575,6 +588,21 @@ def pointwise_conv_norm_backward(
     # of thousands of tiles, which torch's reduction adds with the whole device
     x_sums = moments.new_empty(0) if tile_sums is None else tile_sums.sum(1)
     return du, d_conv_weight, grad_weight, x_sums
+
+
+def _launch_gram(x: Tensor, prologue: Tensor, gram: Tensor) -> None:
+    """Compute ``vᵀv`` and ``Σv`` into gram."""
+    inputs = x.shape[1]
+    rows = x.numel() // inputs
+    cut = config.gram(inputs, x.itemsize)
+    tiles = ceil_div(inputs, cut.columns)
+    parts, rows_per_part = in_parts(rows, cut.depth, tiles * tiles, cut.programs * multiprocessors(x.device))
+    partial = gram.new_empty(1, parts, len(gram))
+    _gram_kernel[parts * tiles * tiles,](
+        x, prologue, partial, rows, inputs, parts, rows_per_part,
+        float32_precision(), cut.depth, cut.columns, tiles == 1, config.GRAM_CHUNK, cut.stages, num_warps=cut.warps,
+    )  # fmt: skip
+    add_parts(partial, gram[None])
 
 
 def _prologue(x: Tensor, x_affine: Tensor | None, x_relu: bool) -> Tensor:
