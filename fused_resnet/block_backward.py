@@ -147,8 +147,8 @@ class BlockBackward:
             d_source = self.of_shortcut(gradient.grad) if wants_source else None
         else:
             wants_masked = wants_source and self.takes_masked()
-            relu, owns_grad = self.block.units[last].relu, self.block.pool is not None
-            dy = self.branches(stored, gradient.grad, z, relu, wants_masked, owns_grad)
+            owns_grad = gradient.owned and shortcut is None
+            dy = self.branches(stored, gradient.grad, z, self.block.units[last].relu, wants_masked, owns_grad)
             d_source = dy[1] if wants_masked else None
         of_stored = dict(zip(stored, dy, strict=False))
         behind, *projection = [

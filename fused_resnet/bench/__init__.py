@@ -2,7 +2,8 @@
 
 =============================  =====================================================================================
 ``peers``                      who is compared: stock, this package, torch.compile, timm
-``operation block network``    what they run: one operation, one residual block, one step of a network
+``convolution pointwise``      what they run: one convolution, a 1×1 with its batch norm part by part,
+``operation block network``    one operation between convolutions, one residual block, one step of a network
 ``accuracy``                   no figure of a wrong result: every peer is checked against float64 first
 ``harness graphs``             times peers by turns; captures their work into CUDA graphs
 ``ceilings roofline``          what a machine can do, measured; what must be moved and computed, counted from shapes

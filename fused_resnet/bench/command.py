@@ -34,6 +34,7 @@ DESCRIPTION = """\
 Measure the fused operations and networks beside stock PyTorch, in one process and by turns, channels_last.
 
   ceilings  a large copy and a large matrix product: what this machine can do at the most
+  pointwise every distinct 1x1 convolution with its batch norm: what prologue, statistics, mask and sums cost
   op        relu(batch_norm(x) + shortcut) at the shapes of a ResNet-50, with percent of the limit
   conv      every distinct convolution of a network, fprop, dgrad and wgrad, with percent of the limit
   block     forward and backward of every distinct residual block of a network
@@ -57,6 +58,7 @@ examples:
       --peers fused compile compile-max-autotune timm    one network against everybody
   fused-resnet bench model --device cuda --cuda-graph    the same without launch gaps, for every peer
   fused-resnet bench op --engine triton cuda --device cuda    two engines by turns
+  fused-resnet bench pointwise --model resnet50 --dtype bf16 --device cuda    what a 1x1 costs, part by part
   fused-resnet bench profile --peers fused compile --trace trace.json    where the time goes
   fused-resnet bench roofline --model resnet50 --dtype bf16 --batch-size 256 --copy 4300 --matmul 790
   fused-resnet bench --json benchmarks/results/MY-GPU/all.json && fused-resnet bench report

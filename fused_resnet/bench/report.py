@@ -8,7 +8,7 @@ from fused_resnet.atomic import replacing
 from fused_resnet.bench.peers import MAX_AUTOTUNE
 from fused_resnet.bench.plot import draw, drawable
 from fused_resnet.bench.record import Record, read_record
-from fused_resnet.bench.rows import FUSED, STOCK, Row
+from fused_resnet.bench.rows import FUSED, Row, base_of
 from fused_resnet.bench.suites import SUITES
 
 # what `fused-resnet tune` found in the same session stands beside the records
@@ -104,7 +104,8 @@ def _table(suite: str, rows: Sequence[Row]) -> Iterator[str]:
     head = [*case, *(["engine"] if engines else []), *(f"{_label(peer)}, {rows[0].quantity.symbol}" for peer in peers)]
     if len({row.quantity for row in rows}) > 1:
         head = [*case, *peers]
-    compared = [peer for peer in peers if peer != STOCK and rows[0].quantity.ratio and STOCK in peers]
+    base = base_of(peers)
+    compared = [peer for peer in peers if peer != base and rows[0].quantity.ratio and base in peers]
     head += [f"{_label(peer)}, {rows[0].quantity.ratio}" for peer in compared]
     title = SUITES[suite].title if suite in SUITES else suite
     engine = f"; engine {rows[0].engine}" if rows[0].engine and not engines else ""

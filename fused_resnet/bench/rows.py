@@ -1,13 +1,20 @@
 """What a run measured: one row for each case, with every value of every peer."""
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 STOCK, FUSED = "stock", "fused"
+# of single convolutions: PyTorch's own between an engine's norm kernels, and the products of matrices that they are
+TORCH, MATMUL = "torch", "matmul"
 
 Values = tuple[float, ...]
+
+
+def base_of(peers: Container[str]) -> str:
+    """Return who of some peers the others are compared with: stock, or PyTorch's parts of it where it is not there."""
+    return STOCK if STOCK in peers else TORCH
 
 
 class Spread(NamedTuple):
@@ -108,14 +115,15 @@ class Row:
         """Return a peer's median and percentiles."""
         return Spread.of(self.values[peer])
 
-    def ratio(self, peer: str, base: str = STOCK) -> Spread:
+    def ratio(self, peer: str, base: str | None = None) -> Spread:
         """Compare a peer with another, round by round: what slows a whole round down is in both, and cancels."""
-        pairs = zip(self.values[peer], self.values[base], strict=True)
+        pairs = zip(self.values[peer], self.values[base or base_of(self.values)], strict=True)
         return Spread.of([b / p if self.quantity.base_on_top else p / b for p, b in pairs])
 
     def compared(self) -> list[str]:
-        """Return the names of the peers that stock is compared with."""
-        return [peer for peer in self.values if peer != STOCK] if STOCK in self.values and self.quantity.ratio else []
+        """Return the names of the peers that are compared with the one that is the base."""
+        base = base_of(self.values)
+        return [peer for peer in self.values if peer != base] if base in self.values and self.quantity.ratio else []
 
     def part_of_limit(self, peer: str) -> float | None:
         """Return how much of the fastest possible speed a peer reaches; above 1 where a cache serves what is read."""

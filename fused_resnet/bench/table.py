@@ -11,7 +11,7 @@ from fused_resnet.bench.suites import Suite
 WIDTH = 100  # characters
 
 PEER, VALUE, SPREAD, IMAGES, LIMIT, RATIO, PERCENTILES = 15, 8, 9, 7, 5, 6, 9
-COLUMN = 12  # of a peer, where the peers are columns
+COLUMN = 8  # of a peer, where the peers are columns: at the least, or its name
 GAP = " "
 
 
@@ -21,7 +21,7 @@ def heading(suite: Suite, settings: Settings) -> str:
     common = f"{suite.name}: {suite.title}; {settings.batch_size} images of {size}"
     if suite.name in ("model", "profile"):
         common += f"; {settings.mode}"
-    if settings.cuda_graph and suite.name in ("op", "block", "model", "profile"):
+    if settings.cuda_graph and suite.name in ("pointwise", "op", "block", "model", "profile"):
         common += "; each peer captured into a CUDA graph"
     cells = [_columns(suite)] if suite.contest else []
     if suite.contest:
@@ -63,9 +63,9 @@ def lines(suite: Suite, row: Row, *, first: bool = True) -> list[str]:
     if suite.contest:
         shown = [_contender(suite, row, peer) for peer in row.values]
     else:
-        names = GAP.join(f"{_label(row, peer):>{COLUMN}}" for peer in row.values)
-        head = f"{_columns(suite)}{GAP}{names}"
-        values = GAP.join(f"{_figure(row, row.spread(peer).median):>{COLUMN}}" for peer in row.values)
+        labels = {peer: f"{_label(row, peer):>{COLUMN}}" for peer in row.values}
+        head = GAP.join([_columns(suite), *labels.values()])
+        values = GAP.join(f"{_figure(row, row.spread(peer).median):>{len(labels[peer])}}" for peer in row.values)
         timed = bool(row.values) and row.quantity is SECONDS
         part = row.part_of_limit(next(iter(row.values))) if timed else None
         reached = "" if part is None else f"  {part:.0%} of the limit"  # by the first peer

@@ -1,7 +1,8 @@
 """The ``fused-resnet tune`` command: measures what ``fuse`` chooses by, and keeps it for this machine.
 
 Two questions, asked of a ResNet-50's blocks that end in an expanding 1×1 convolution: which engine is faster, and up to
-how many inputs of that convolution it costs no time to do without its output.
+how many inputs of that convolution it costs no time to do without its output.  On Triton the same figure decides which
+1×1 convolutions make their batch norm's sums in products of its own, so that both are measured together.
 """
 
 import argparse

@@ -48,7 +48,13 @@ def test_a_quick_run_of_everything(bench, tmp_path, capsys):
     assert record["settings"]["models"] == ["resnet20"]
     counts = {name: [row["suite"] for row in record["rows"]].count(name) for name in ("op", "block", "model", "memory")}
     assert counts == {"op": 12, "block": 2, "model": 2, "memory": 2}
-    assert {row["suite"] for row in record["rows"]} - counts.keys() == {"ceilings", "conv", "profile", "roofline"}
+    assert {row["suite"] for row in record["rows"]} - counts.keys() == {
+        "ceilings",
+        "conv",
+        "pointwise",
+        "profile",
+        "roofline",
+    }
     for row in record["rows"]:
         assert row["refused"] == {}
         if row["suite"] in counts:
@@ -137,7 +143,10 @@ def test_the_roofline_needs_no_measurement(bench, monkeypatch, capsys):
     words += ("--engine", "triton")  # as if it were here
     assert bench("roofline", *words) == 0
     shown = capsys.readouterr().out
-    assert re.search(r"DRAM traffic per image\s+480.92\s+374.90\s+365.51\s+272.76 MB", shown)
+    figures = re.search(r"DRAM bytes per image" + 6 * r"\s+([\d.]+)" + " MB", shown)
+    eager, pointwise, fused, lean, stage, lean_stage = map(float, figures.groups())
+    assert (eager, pointwise) == (480.92, 374.90)  # counted from shapes
+    assert pointwise > fused >= stage > lean > lean_stage
 
 
 def test_rows_are_kept_as_they_come(bench, monkeypatch, tmp_path):
@@ -172,7 +181,8 @@ def test_rows_are_kept_as_they_come(bench, monkeypatch, tmp_path):
         (["--peers", "timm"], "--peers timm needs models that timm has, got --model resnet20"),
         (
             ["models"],
-            "SUITE must be one of ceilings, conv, op, block, model, memory, profile, roofline, all, report, got",
+            "SUITE must be one of ceilings, conv, pointwise, op, block, model, memory, profile, roofline, all, report, "
+            "got",
         ),
         (["report", "op"], "report goes alone"),
         (["report", "--results", "nowhere"], "--results must hold DEVICE/WHAT.json, got nowhere"),
@@ -206,7 +216,7 @@ def test_the_examples_of_the_help_are_understood():
     command.add_bench(parser.add_subparsers())
     joined = command.EXAMPLES.replace("\\\n", " ")
     lines = [re.split(r"\s{3,}| && ", line.strip())[0] for line in joined.splitlines() if "fused-resnet" in line]
-    assert len(lines) == 8
+    assert len(lines) == 9
     for line in lines:
         options = parser.parse_args(line.split()[1:])
         command.read_suites(options)

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from fused_resnet.bench.convolution import DGRAD, FPROP, PASSES, WGRAD, Convolution, ConvShape, distinct_convolutions
-from fused_resnet.bench.rows import STOCK
+from fused_resnet.bench.rows import MATMUL, STOCK
 from fused_resnet.bench.settings import Settings
-from fused_resnet.bench.suites.conv import PRODUCT, measure_conv
+from fused_resnet.bench.suites.conv import measure_conv
 
 CPU = torch.device("cpu")
 
@@ -53,6 +53,6 @@ def test_the_suite_has_a_row_for_every_pass_and_a_product_for_every_1x1():
     rows = list(measure_conv(settings))
     shapes = distinct_convolutions(("resnet20",), 8)
     assert len(rows) == len(PASSES) * len(shapes) - 1  # the image has no gradient
-    products = [row for row in rows if PRODUCT in row.values]
+    products = [row for row in rows if MATMUL in row.values]
     assert all(STOCK in row.values and row.limit.flop > 0 for row in rows)
     assert {row.case["kernel"].split()[1] for row in products} <= {"1x1"}

@@ -60,7 +60,7 @@ def test_steps_write_to_files_of_their_own(gpu):
 
 
 def test_the_tests_that_it_runs_are_there(gpu):
-    assert all((PATH.parents[1] / path).exists() for path in gpu.GPU_TESTS)
+    assert all((PATH.parents[1] / path).exists() for path in (*gpu.GPU_TESTS, *gpu.POINTWISE_TESTS))
 
 
 @pytest.mark.parametrize(("words", "ended"), [("pass", "done"), ("raise SystemExit(3)", "exit status 3")])

@@ -36,6 +36,14 @@ def test_a_peer_is_compared_with_any_other():
     assert row(stock=(8.0,), fused=(2.0,), compile=(6.0,)).ratio("fused", "compile").median == 3.0
 
 
+def test_peers_are_compared_with_stock_and_where_there_is_none_with_pytorchs_parts_of_it():
+    assert row(stock=(8.0,), torch=(4.0,), fused=(2.0,)).ratio("fused").median == 4.0
+    parts = row(torch=(4.0,), fused=(2.0,), matmul=(1.0,))
+    assert parts.compared() == ["fused", "matmul"]
+    assert parts.ratio("fused").median == 2.0
+    assert row(fused=(2.0,), matmul=(1.0,)).compared() == []
+
+
 def test_a_class_of_kernels_that_one_peer_has_not_has_no_ratio():
     assert row(PROFILED_SECONDS, stock=(8.0,), fused=(0.0,)).compared() == []
 

@@ -7,12 +7,13 @@ from fused_resnet.bench import table
 from fused_resnet.bench.kernel_classes import CLASSES
 from fused_resnet.bench.operation import SHORTCUTS
 from fused_resnet.bench.peers import DTYPES, NAMES
+from fused_resnet.bench.pointwise import STEPS
 from fused_resnet.bench.profile import GAPS
 from fused_resnet.bench.roofline import SCHEMES
-from fused_resnet.bench.rows import BYTES, PROFILED_SECONDS, SECONDS, STOCK, Limit, Row
+from fused_resnet.bench.rows import BYTES, FUSED, MATMUL, PROFILED_SECONDS, SECONDS, STOCK, TORCH, Limit, Row
 from fused_resnet.bench.settings import Settings
 from fused_resnet.bench.suites import SUITES
-from fused_resnet.bench.suites.conv import PRODUCT
+from fused_resnet.bench.suites.ceilings import MEASURED
 from fused_resnet.bench.suites.model import WHOLE_STEP
 from fused_resnet.bench.suites.op import PASSES, op_cases
 from fused_resnet.bench.suites.roofline import AT_ONCE, DRAM, IN_TURN, SAVED
@@ -26,6 +27,7 @@ def widest(suite, peers=NAMES):
     words = {
         "ceiling": "matmul",
         "shape": max(("x".join(map(str, shape[1:])) for shape, _ in op_cases(SETTINGS)), key=len),
+        "step": max((step.name for step in STEPS), key=len),
         "shortcut": max(SHORTCUTS, key=len),
         "dtype": max(DTYPES, key=len),
         "pass": max(PASSES, key=len),
@@ -37,12 +39,18 @@ def widest(suite, peers=NAMES):
         "kernels": max((*CLASSES, GAPS, WHOLE_STEP), key=len),
         "figure": max((DRAM, SAVED, IN_TURN, AT_ONCE), key=len),
     }
+    if suite.name == "pointwise":
+        words["shape"] = "1024>2048 7x7"
     engine = max(engines.NAMES, key=len)
     quantity = QUANTITIES.get(suite.name, SECONDS)
     if suite.name == "roofline":
-        peers = SCHEMES
+        peers, engine = SCHEMES, ""
+    if suite.name == "ceilings":
+        peers = (MEASURED,)
     if suite.name == "conv":
-        peers = (STOCK, PRODUCT)
+        peers = (STOCK, MATMUL)
+    if suite.name == "pointwise":
+        peers = (TORCH, FUSED, MATMUL)
     peers = [peer for peer in peers if peer not in suite.without]
     stock = 1000.0 if quantity is not BYTES else 1e11
     values = {peer: (stock if peer == "stock" else stock / 12.34, 1.4 * stock, 0.7 * stock) for peer in peers}

@@ -36,7 +36,7 @@ CHAINS = [
 ]
 # images of each rank
 SPLITS = {"2 ranks": (3, 1), "an empty rank": (0, 4), "4 ranks": (2, 0, 1, 1)}
-DRAWS = 3
+DRAWS = 7
 
 
 class Calls(TorchDispatchMode):

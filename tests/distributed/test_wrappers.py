@@ -29,17 +29,16 @@ MODES = {
 
 
 class Network(nn.Module):
-    """A stem, two blocks and a classifier; ``unused`` has a parameter without a gradient."""
+    """A stem, a stage of two blocks and a classifier; ``unused`` has a parameter without a gradient."""
 
     def __init__(self, unused: bool = False):
         super().__init__()
-        self.stem, self.block1, self.block2 = make("stem"), make("bottleneck, stride 2"), make("basic")
+        self.stem, self.stage = make("stem"), nn.Sequential(make("bottleneck, stride 2"), make("basic"))
         self.classifier = nn.Linear(16, 4)
         self.unused = nn.Linear(4, 4) if unused else None
 
     def forward(self, x):
-        x = self.block2(self.block1(self.stem(x)))
-        return self.classifier(x.mean((2, 3)))
+        return self.classifier(self.stage(self.stem(x)).mean((2, 3)))
 
 
 def batch(micro_batches: int) -> list[tuple[Tensor, Tensor]]:
@@ -84,7 +83,7 @@ def train(model, wrapped, rank, micro_batches, sync=lambda last: contextlib.null
 def ddp_gradients(rank, mode, synchronized):
     options, micro_batches = MODES[mode]
     torch.manual_seed(0)
-    model = fused_resnet.fuse(Network(mode == "find_unused_parameters"))
+    model = fused_resnet.fuse(Network(mode == "find_unused_parameters"), chain="stage")
     dist._DEFAULT_FIRST_BUCKET_BYTES = 4096  # so that there are several buckets, at which a compiled graph is cut
     wrapped = ddp = DistributedDataParallel(model, bucket_cap_mb=0.01, **options)
     if synchronized:  # not before: DDP, too, refuses them on the CPU
@@ -106,12 +105,12 @@ def test_ddp_has_the_gradients_of_one_process(mode, synchronized, run_ranks):
 
 def fsdp_gradients(rank, inner):
     torch.manual_seed(0)
-    model = fused_resnet.fuse(Network())
+    model = fused_resnet.fuse(Network(), chain="stage")  # which the blocks' hooks divide
     if inner:  # its block is stock then, and stock refuses synchronised norms on the CPU
-        fully_shard(model.block2.body[0])
+        fully_shard(model.stage[1].body[0])
     else:
         nn.SyncBatchNorm.convert_sync_batchnorm(model)
-    for block in (model.stem, model.block1, model.block2):
+    for block in (model.stem, *model.stage):
         fully_shard(block)
     fully_shard(model)
     return train(model, model, rank, 1), str(fused_resnet.explain(model))
@@ -122,4 +121,5 @@ def test_fsdp_has_the_gradients_of_one_process(inner, run_ranks):
     exact, stock = (one_process("plain", not inner, dtype) for dtype in (torch.float64, torch.float32))
     for ours, report in run_ranks(RANKS, fsdp_gradients, inner):
         assert_as_accurate_as_stock(ours, stock, exact)
-        assert ("2 chains fused, 1 places left stock" if inner else "3 chains fused, 0 places left stock") in report
+        assert ("2 chains fused, 2 places left stock" if inner else "3 chains fused, 1 places left stock") in report
+        assert "stage    stock: 0 has a hook" in report

@@ -316,8 +316,8 @@ def test_a_network_of_these_kernels_is_as_accurate_as_stock(k, monkeypatch, auto
     assert (called["pointwise_conv_norm_act"], called["pointwise_conv_norm_backward"]) == (2, 4)
     # in 16 bits the first convolution of each bottleneck, and its projection, make the statistics of their norms
     assert called["pointwise_conv_stats"] == (0 if autocast is None else 3)
-    # in a stage a gradient is masked and summed in place, where it is read without a y: by the second bottleneck's product
-    # in 16 bits; else before the end that reads it, the first bottleneck's and that of the basic block with a projection
+    # in a stage a gradient is masked and summed in place where it is read without a y: in 16 bits by the second
+    # bottleneck's product; else at the end that reads it, the first bottleneck's and that of a basic block's projection
     by_product = int(bool(stages) and autocast is not None)
     assert called["pointwise_conv_add_grad_"] == by_product
     assert called["masked_grad_"] == (2 - by_product if stages else 0)

@@ -11,6 +11,7 @@ from fused_resnet.bench.suites.ceilings import measure_ceilings
 from fused_resnet.bench.suites.conv import measure_conv
 from fused_resnet.bench.suites.model import measure_memory, measure_model, measure_profile
 from fused_resnet.bench.suites.op import measure_op
+from fused_resnet.bench.suites.pointwise import measure_pointwise
 from fused_resnet.bench.suites.roofline import measure_roofline
 
 __all__ = ["SUITES", "Suite"]
@@ -66,6 +67,15 @@ SUITES = {
             limited=True,
         ),
         Suite(
+            "pointwise",
+            "1x1 convolutions with their batch norms, part by part: torch has PyTorch's convolutions between the "
+            "engine's norm kernels, fused the engine's operations (triton has products of its own), matmul the "
+            "products alone; the limit is the bytes and the arithmetic of fused",
+            {"shape": 14, "dtype": 5, "step": 12},
+            measure_pointwise,
+            limited=True,
+        ),
+        Suite(
             "op",
             "relu(batch_norm(x) + shortcut) at the shapes of a ResNet-50; the limit is its fewest bytes at the copy's "
             "speed",
@@ -101,12 +111,12 @@ SUITES = {
             {"model": 9, "dtype": 5, "kernels": 13},
             measure_profile,
             contest=False,
-            without=(LEAN,),
+            without=(LEAN, LEAN_STAGE),
         ),
         Suite(
             "roofline",
             "what a training step moves, keeps and can reach: stock and compiled counted from shapes, fused traced",
-            {"model": 9, "dtype": 5, "figure": 26},
+            {"model": 9, "dtype": 5, "figure": 21},
             measure_roofline,
             contest=False,
             limited=True,

@@ -6,11 +6,9 @@ from fused_resnet.bench.convolution import DGRAD, PASSES, Convolution, distinct_
 from fused_resnet.bench.graphs import capture
 from fused_resnet.bench.harness import make_clock, take_turns
 from fused_resnet.bench.peers import DTYPES
-from fused_resnet.bench.rows import SECONDS, STOCK, Row
+from fused_resnet.bench.rows import MATMUL, SECONDS, STOCK, Row
 from fused_resnet.bench.settings import Settings
 from fused_resnet.bench.suites.ceilings import ceilings
-
-PRODUCT = "matmul"  # the product of matrices that a 1x1 convolution is
 
 
 def measure_conv(settings: Settings) -> Iterator[Row]:
@@ -25,7 +23,7 @@ def measure_conv(settings: Settings) -> Iterator[Row]:
                     continue  # nobody asks for the gradient of an image
                 runs = {STOCK: conv.by_library(run)}
                 if shape.is_product:
-                    runs[PRODUCT] = conv.as_product(run)
+                    runs[MATMUL] = conv.as_product(run)
                 if settings.cuda_graph:
                     runs = {name: capture(call, settings.device) for name, call in runs.items()}
                 values = take_turns(runs, clock, warmup=3, repeats=settings.op_repeats)

@@ -9,7 +9,7 @@ from fused_resnet.bench.rows import BYTES, IMAGES_PER_SECOND, Row
 from fused_resnet.bench.settings import Settings
 from fused_resnet.bench.suites.ceilings import ceilings
 
-DRAM, SAVED = "DRAM traffic per image", "activations kept per image"
+DRAM, SAVED = "DRAM bytes per image", "activations per image"
 IN_TURN, AT_ONCE = "speed, no overlap", "speed, full overlap"
 
 
