@@ -16,6 +16,7 @@ from fused_resnet import synchronized
 from fused_resnet.block_forward import Raw, is_pointwise, makes_sums
 from fused_resnet.chain_spec import IDENTITY, Block, Padded, Parameters, Saved, Unit
 from fused_resnet.ops.library import dense, dense_like, is_channels_last, rows
+from fused_resnet.ops.pointwise_conv.config import makes_weight_gradient
 
 # without the search for an overload that the packet makes in every call
 _convolution_backward = torch.ops.aten.convolution_backward.default
@@ -167,7 +168,6 @@ class BlockBackward:
         if len(self.block.units) > 1:
             dy = self.norm(0, behind)
             if dy is not None and d_source is not None and self.wants_x and self.adds_product(dy, d_source):
-                self.conv(0, dy, wants_input=False)
                 return self.add_product(dy, d_source)
             dx = self.conv(0, dy).dz
         if dx is None:
@@ -184,13 +184,20 @@ class BlockBackward:
         return Gradient(dx, None)
 
     def add_product(self, dy: Tensor, d_source: Tensor) -> Gradient:
-        """Add the first convolution's input gradient to ``d_source`` in place."""
-        weight = self.weight(0)
-        if self.masks_x and makes_sums(self.block.units[0], weight, self.k.engine, self.memory):
-            x = dense_like(self.x, d_source)
-            return Gradient(d_source, self.k.pointwise_conv_add_grad_(d_source, dy, weight, x))
-        rows(d_source).addmm_(rows(dy), weight.flatten(1))
-        return Gradient(d_source, None)  # to mask it is a pass, here or in the block in front
+        """Keep the first convolution's weight gradient, and add its input gradient to ``d_source`` in place."""
+        weight, parameter = self.weight(0), self.parameters[0].conv_weight
+        masks = self.masks_x and makes_sums(self.block.units[0], weight, self.k.engine, self.memory)
+        wants_weight = masks and bool(self.wanted[0].conv_weight) and makes_weight_gradient(weight.shape[0])
+        if not wants_weight:
+            self.conv(0, dy, wants_input=False)
+        if not masks:
+            rows(d_source).addmm_(rows(dy), weight.flatten(1))
+            return Gradient(d_source, None)  # to mask it is a pass, here or in the block in front
+        x = dense_like(self.x, d_source)
+        sums, d_weight = self.k.pointwise_conv_add_grad_(d_source, dy, weight, x, wants_weight)
+        if wants_weight:
+            self.gradients[0] = self.gradients[0]._replace(conv_weight=_as(d_weight, parameter))
+        return Gradient(d_source, sums)
 
     def takes_masked(self) -> bool:
         """Whether the gradient behind the last ReLU's mask is of use to the shortcut."""

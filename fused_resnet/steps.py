@@ -314,11 +314,15 @@ def _noted(k: SimpleNamespace, recorder: Recorder) -> SimpleNamespace:
         recorder.note("fprop, statistics", (x, weight), (y,), _product(y, weight))
         return y, moments, affine
 
-    def pointwise_conv_add_grad_(d_source: Tensor, dy: Tensor, weight: Tensor, z: Tensor) -> Tensor:
+    def pointwise_conv_add_grad_(
+        d_source: Tensor, dy: Tensor, weight: Tensor, x: Tensor, wants_weight: bool
+    ) -> tuple[Tensor, Tensor]:
         with recorder.pause():
-            sums: Tensor = k.pointwise_conv_add_grad_(d_source, dy, weight, z)
-        recorder.note("dgrad, add, mask", (d_source, dy, weight, z), (d_source,), _product(dy, weight))
-        return sums
+            sums, d_weight = k.pointwise_conv_add_grad_(d_source, dy, weight, x, wants_weight)
+        name = "dgrad, wgrad, add, mask" if wants_weight else "dgrad, add, mask"
+        flop = (1 + wants_weight) * _product(dy, weight)
+        recorder.note(name, (d_source, dy, weight, x), (d_source, d_weight), flop)
+        return sums, d_weight
 
     def note_gram(x: Tensor) -> None:
         recorder.note("Gram matrix", (x,), (), 2 * x.numel() * x.shape[1])

@@ -7,6 +7,7 @@ from torch import nn
 import fused_resnet
 from fused_resnet import cli, models
 from fused_resnet.steps import trace
+from tests.test_chain import Block
 
 SHAPE = (4, 3, 32, 32)
 
@@ -75,6 +76,30 @@ def test_frozen_weights_have_no_gradient_steps():
     steps = trace(model, SHAPE, None)
     assert steps["layer1.0", 0].backward == ()
     assert steps["layer2.0", 0].backward != ()
+
+
+@pytest.mark.parametrize(
+    ("outputs", "trained", "products", "name"),
+    [
+        (8, True, 2, "dgrad, wgrad, add, mask"),
+        (8, False, 1, "dgrad, add, mask"),
+        (136, True, 1, "dgrad, add, mask"),  # more than its program can sum up: beside it, torch's
+    ],
+    ids=["both", "frozen", "many outputs"],
+)
+def test_both_gradients_of_a_blocks_first_convolution_are_one_kernel(outputs, trained, products, name):
+    model = nn.Sequential(*(Block(32, (outputs, 16, 32), (1, 3, 1)) for _ in range(2)))
+    model[1].body[0].requires_grad_(trained)
+    fused = fused_resnet.fuse(model, chain="stage", memory="lean")
+    (steps,) = trace(fused, (2, 32, 8, 8), torch.bfloat16, input_grad=True, engine="triton").values()
+    product = 2 * 2 * 8 * 8 * 32 * outputs
+    assert [(step.name, step.flop) for step in steps.backward if "mask" in step.name and step.flop] == [
+        (name, products * product)
+    ]
+    # that of the first block is torch's: no ReLU is known in front of it
+    x, y = (2, 32, 8, 8), (2, outputs, 8, 8)
+    by_torch = [step for step in steps.backward if step.name == "convolution wgrad" and step.reads == (y, x)]
+    assert len(by_torch) == (2 if outputs == 136 else 1)
 
 
 def test_an_input_that_the_model_does_not_take_is_named():

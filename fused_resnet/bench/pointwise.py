@@ -10,6 +10,7 @@ fprop         ``y = x·Wᵀ``                                                   
 fprop+stats   and the statistics of ``y``                                                      first, projection
 dgrad+add     ``dx + dy·W`` into the shortcut's gradient ``dx``                                first
 dgrad+mask    and the mask by the sign of ``z``, the output of the block before, and the sums  first
+dgrad+wgrad   and ``dW``, where ``z`` is what the convolution reads                            first
 end           the statistics of ``y``, and ``relu(a·y + b)``, without keeping ``y``            end
 end+prologue  with ``x`` made of the raw output of the convolution before                      end
 end+residual  and with the shortcut's add                                                      end
@@ -213,12 +214,24 @@ class Pointwise:
 
     def dgrad_mask(self) -> Result:
         """Add ``dy·W`` to `dx`, mask it, and sum what passes."""
+        return self._first(wants_weight=False)
+
+    def dgrad_wgrad(self) -> Result:
+        """Do what `dgrad_mask` does, and compute the weight gradient, whose ``x`` is `z`."""
+        return self._first(wants_weight=True)
+
+    def _first(self, wants_weight: bool) -> Result:
         if self.apart:
             self.dgrad_add()
             sums = self.k.masked_grad_(self.dx, None, self.z)
+            wanted = [False, True, False]
+            geometry = (None, (1, 1), (0, 0), (1, 1), False, (0, 0), 1)
+            dw = _backward(self.grad, self.z, self.conv_weight, *geometry, wanted)[1] if wants_weight else None
         else:
-            sums = self.k.pointwise_conv_add_grad_(self.dx, self.grad, self.conv_weight, self.z)
-        return {GRADIENT: {"x": self.dx, "sums": sums}}
+            arguments = (self.dx, self.grad, self.conv_weight, self.z)
+            sums, dw = self.k.pointwise_conv_add_grad_(*arguments, wants_weight)
+        gradients = {"x": self.dx, "sums": sums}
+        return {GRADIENT: {**gradients, "weight": dw} if wants_weight else gradients}
 
     def end(self) -> Result:
         """Compute the output of a block."""
@@ -226,10 +239,7 @@ class Pointwise:
             y, moments, affine = self._conv_stats()
             z = self.k.batch_norm_act(y, affine, self.residual, None, True)
         else:
-            z, moments, affine, _ = self.k.pointwise_conv_norm_act(
-                self.x, self.x_affine, self.x_affine is not None, self.conv_weight, self.weight, self.bias, EPS,
-                self.residual, None, True,
-            )  # fmt: skip
+            z, moments, affine, _ = self._end()
         return {OUTPUT: {"z": z}, STATISTIC: {"moments": moments, "affine": affine}}
 
     def wgrad(self) -> Result:
@@ -287,9 +297,19 @@ class Pointwise:
         return self._conv_stats()
 
     @cached_property
-    def _moments(self) -> Tensor:
-        """What forward kept for a backward without ``y``."""
-        return self._conv_stats()[1]
+    def _forward(self) -> tuple[Tensor, Tensor]:
+        """What forward kept for a backward without ``y``: the moments, and the sums of its own that an end keeps."""
+        if self.x_affine is None:  # a projection
+            _, moments, _ = self._conv_stats()
+            return moments, moments.new_empty(0)
+        _, moments, _, gram = self._end()
+        return moments, gram
+
+    def _end(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        return self.k.pointwise_conv_norm_act(  # type: ignore[no-any-return]
+            self.x, self.x_affine, self.x_affine is not None, self.conv_weight, self.weight, self.bias, EPS,
+            self.residual, None, True,
+        )  # fmt: skip
 
     @cached_property
     def _square(self) -> Tensor:
@@ -357,21 +377,21 @@ class Step(NamedTuple):
         return 2 * batch_size * shape.height * shape.width * shape.inputs * sum(others)
 
 
-# without y its statistics take a product of their own, and the sums of its gradients a pass of their own
-ACT, WEIGHT_SUMS = (FPROP, FPROP), (WGRAD, GRAM)
-GRADIENTS = (*WEIGHT_SUMS, DGRAD, MIXING)
+# without y its statistics are made of a product and a pass of their own, which an end's backward makes use of again
+ACT, GRADIENTS = (GRAM, FPROP), (WGRAD, DGRAD, MIXING)
 
 STEPS = (
     Step("fprop", (FIRST, END, PROJECTION), Pointwise.fprop, (FPROP,), (1, 1), fused=False),
     Step("fprop+stats", (FIRST, PROJECTION), Pointwise.fprop_stats, (FPROP,), (1, 1)),
     Step("dgrad+add", (FIRST,), Pointwise.dgrad_add, (DGRAD,), (2, 1), fused=False),
     Step("dgrad+mask", (FIRST,), Pointwise.dgrad_mask, (DGRAD,), (3, 1)),
+    Step("dgrad+wgrad", (FIRST,), Pointwise.dgrad_wgrad, (DGRAD, WGRAD), (3, 1)),
     Step("end", (END,), Pointwise.end, ACT, (2, 1)),
     Step("end+prologue", (END,), Pointwise.end, ACT, (2, 1), prologue=True),
     Step("end+residual", (END,), Pointwise.end, ACT, (2, 2), prologue=True, residual=True),
-    Step("wgrad", (PROJECTION,), Pointwise.wgrad, WEIGHT_SUMS, (1, 1)),
-    Step("end wgrad", (END,), Pointwise.wgrad, WEIGHT_SUMS, (1, 1), prologue=True),
-    Step("bwd", (PROJECTION,), Pointwise.bwd, GRADIENTS, (3, 2)),
+    Step("wgrad", (PROJECTION,), Pointwise.wgrad, (GRAM, WGRAD), (2, 1)),
+    Step("end wgrad", (END,), Pointwise.wgrad, (WGRAD,), (1, 1), prologue=True),
+    Step("bwd", (PROJECTION,), Pointwise.bwd, (GRAM, *GRADIENTS), (4, 2)),
     Step("end bwd", (END,), Pointwise.bwd, GRADIENTS, (3, 2), prologue=True),
     Step("end bwd+sums", (END,), Pointwise.bwd, GRADIENTS, (3, 2), prologue=True, sums=True),
 )

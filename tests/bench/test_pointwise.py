@@ -79,6 +79,7 @@ def test_steps_differ_by_what_their_names_say():
 
     assert results("fprop+stats") - results("fprop") == {"moments", "affine"}
     assert results("dgrad+mask") - results("dgrad+add") == {"sums"}
+    assert results("dgrad+wgrad") - results("dgrad+mask") == {"weight"}
     assert results("bwd") - results("wgrad") == results("end bwd") - results("end wgrad") == {"x"}
     assert results("end bwd+sums") - results("end bwd") == {"sums"}
     raw, prologue, residual = (draw(parts[name]) for name in ("end", "end+prologue", "end+residual"))
@@ -112,7 +113,9 @@ def test_bytes_are_those_of_the_convolution_and_of_what_a_part_adds():
     def bytes(name):
         return parts[name].bytes(SHAPE, 3, 2)
 
-    assert bytes("fprop") == bytes("fprop+stats") == bytes("wgrad") == conv.bytes(3, 2)
+    assert bytes("fprop") == bytes("fprop+stats") == bytes("end wgrad") == conv.bytes(3, 2)
+    assert bytes("wgrad") - bytes("end wgrad") == x  # whose forward makes the Gram matrix
+    assert bytes("dgrad+wgrad") == bytes("dgrad+mask")
     assert bytes("dgrad+add") - bytes("fprop") == x  # read as well as written
     assert bytes("dgrad+mask") - bytes("dgrad+add") == x
     assert bytes("end") - bytes("fprop") == x  # a pass for the statistics
@@ -143,7 +146,7 @@ def test_a_rehearsal_has_every_step_once():
     steps = [step for _, step in pointwise_cases(SETTINGS)]
     assert sorted(step.name for step in steps) == sorted(step.name for step in STEPS)
     everything = list(pointwise_cases(dataclasses.replace(SETTINGS, image_size=224, largest_only=False)))
-    assert len(everything) == len(set(everything)) == 75
+    assert len(everything) == len(set(everything)) == 83
     assert [str(shape) for shape, _ in everything[:4]] == ["64>256 56x56"] * 4
 
 

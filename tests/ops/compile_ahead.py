@@ -101,7 +101,8 @@ def pointwise_launches(dtype: torch.dtype, inputs: int, outputs: int) -> None:
     k = ops.triton_kernels(pointwise_conv)
     w = torch.empty(inputs, outputs, 1, 1, dtype=dtype, device="meta")
     y, _, _ = k.pointwise_conv_stats(grad, w, *x_affine.unbind(), 1e-5)
-    k.pointwise_conv_add_grad_(torch.empty_like(grad), y, w, grad)
+    for wants_weight in (False, True):
+        k.pointwise_conv_add_grad_(torch.empty_like(grad), y, w, grad, wants_weight)
 
 
 def tool(name: str, *arguments: str) -> str:

@@ -13,7 +13,7 @@ from torch import Tensor
 from fused_resnet import ops
 from fused_resnet.ops import pointwise_conv
 from fused_resnet.ops.pointwise_conv import reference
-from fused_resnet.ops.pointwise_conv.config import in_parts
+from fused_resnet.ops.pointwise_conv.config import in_parts, makes_weight_gradient
 from tests.accuracy import assert_as_accurate_as_stock
 from tests.ops.problem import EPS, assert_close
 from tests.ops.triton_engine import triton_kernels
@@ -75,10 +75,14 @@ class Problem(SimpleNamespace):
         assert y.is_contiguous(memory_format=torch.channels_last)
         return {"y": y, "mean": moments[0], "var": moments[1], "unbiased": moments[2], "a": affine[0], "b": affine[1]}
 
-    def add_grad(self, k) -> dict[str, Tensor]:
+    def add_grad(self, k, wants_weight: bool = True) -> dict[str, Tensor]:
         d_source = self.d_source.clone()
-        sums = k.pointwise_conv_add_grad_(d_source, self.dy, self.conv_weight, self.z)
-        return {"d_source": d_source, "sums": sums}
+        sums, d_weight = k.pointwise_conv_add_grad_(d_source, self.dy, self.conv_weight, self.z, wants_weight)
+        results = {"d_source": d_source, "sums": sums}
+        if wants_weight:
+            return {**results, "d_weight": d_weight}
+        assert d_weight.numel() == 0
+        return results
 
     def stock_stats(self) -> dict[str, Tensor]:
         y = F.conv2d(self.x, self.conv_weight)
@@ -88,11 +92,15 @@ class Problem(SimpleNamespace):
         rows = {"mean": mean, "var": var, "unbiased": var * count / (count - 1), "a": a, "b": self.bias - mean * a}
         return {"y": y, **rows}
 
-    def stock_add_grad(self) -> dict[str, Tensor]:
-        """What autograd does: the convolution's gradient, the shortcut's, the ReLU's and the sum, one by one."""
-        d_source = self.d_source + F.conv_transpose2d(self.dy, self.conv_weight)
-        d_source = torch.ops.aten.threshold_backward(d_source, self.z, 0)
-        return {"d_source": d_source, "sums": d_source.sum((0, 2, 3), dtype=self.weight.dtype)}
+    def stock_add_grad(self, wants_weight: bool = True) -> dict[str, Tensor]:
+        """What autograd does: the convolution's gradients, the shortcut's, the ReLU's and the sum, one by one."""
+        conv = None, (1, 1), (0, 0), (1, 1), False, (0, 0), 1
+        dz, d_weight, _ = torch.ops.aten.convolution_backward(
+            self.dy, self.z, self.conv_weight, *conv, [True, wants_weight, False]
+        )
+        d_source = torch.ops.aten.threshold_backward(self.d_source + dz, self.z, 0)
+        results = {"d_source": d_source, "sums": d_source.sum((0, 2, 3), dtype=self.weight.dtype)}
+        return {**results, "d_weight": d_weight.to(self.weight.dtype)} if wants_weight else results
 
 
 def assert_stats(k, p: Problem) -> None:
@@ -105,9 +113,9 @@ def assert_stats(k, p: Problem) -> None:
     assert_close(results["var"], var.float(), 16)
 
 
-def assert_add_grad(k, p: Problem) -> None:
-    results = p.add_grad(k)
-    assert_as_accurate_as_stock(results, p.stock_add_grad(), p.double().stock_add_grad())
+def assert_add_grad(k, p: Problem, wants_weight: bool) -> None:
+    results, exact = p.add_grad(k, wants_weight), p.double().stock_add_grad(wants_weight)
+    assert_as_accurate_as_stock(results, p.stock_add_grad(wants_weight), exact)
     stored = results["d_source"]
     assert not stored[p.z <= 0].any()
     assert_close(results["sums"], stored.double().sum((0, 2, 3)).float(), 16)
@@ -124,7 +132,17 @@ def test_forward_is_as_accurate_as_stock(k, dtype, shape):
 @each_dtype
 @each_engine
 def test_backward_is_as_accurate_as_stock(k, dtype, shape):
-    assert_add_grad(k, Problem.draw(shape, dtype))
+    p = Problem.draw(shape, dtype)
+    for wants_weight in {False, makes_weight_gradient(shape[-1])}:
+        assert_add_grad(k, p, wants_weight)
+
+
+@only_triton
+def test_a_weight_gradient_of_too_many_outputs_is_refused(k):
+    assert makes_weight_gradient(128)
+    assert not makes_weight_gradient(129)
+    with pytest.raises(Exception, match="holds the weight gradient of all outputs"):
+        Problem.draw((1, 16, 2, 2, 129), torch.float32).add_grad(k)
 
 
 @pytest.mark.parametrize(
@@ -175,7 +193,9 @@ def test_an_empty_batch_gives_nan_statistics_and_no_sum(k):
     assert y.shape == p.dy.shape
     assert moments.isnan().all()
     assert affine.isnan().all()
-    assert torch.equal(p.add_grad(k)["sums"], torch.zeros(40))
+    results = p.add_grad(k)
+    assert torch.equal(results["sums"], torch.zeros(40))
+    assert torch.equal(results["d_weight"], torch.zeros(24, 40, 1, 1))
 
 
 @each_engine

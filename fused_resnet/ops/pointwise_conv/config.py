@@ -34,6 +34,15 @@ def makes_sums(engine: str, memory: str, inputs: int, outputs: int, itemsize: in
     return engine == "triton" and itemsize == 2 and min(inputs, outputs) <= most
 
 
+def makes_weight_gradient(outputs: int) -> bool:
+    """Whether a first convolution's weight gradient can be made beside its input gradient, from the same tiles.
+
+    A program sums it over the rows in its registers, for all outputs at once, since dy is in one step: that is 32 KB
+    for 128, of the 128 KB that two programs leave each.
+    """
+    return outputs <= MEMORY_BOUND
+
+
 class Tile(NamedTuple):
     """How a product is cut, and what a program is: the figures behind ``depth`` are of the program."""
 
@@ -79,13 +88,19 @@ def statistics(inputs: int, outputs: int, itemsize: int) -> Tile:
     return Tile(128, 128, 32, 8, 4, programs=1)
 
 
-def add_grad(inputs: int, outputs: int, itemsize: int) -> Tile:
+def add_grad(inputs: int, outputs: int, itemsize: int, wants_weight: bool) -> Tile:
     """Return the tile [rows, inputs] of ``d_source + dy·W`` and the outputs of a step.
 
     Nearly all bytes are those of d_source and z, fetched one or two tiles ahead while up to 128 outputs are one step,
     whose weights stay in a program.  64 rows over four warps are three programs a multiprocessor, and two with more
     outputs, which take 203 registers.
+
+    With the weight gradient all outputs are one step, and eight warps share its sums: 118 registers a thread, two
+    programs a multiprocessor, two tiles ahead.  Over four warps they are 225 and spill on sm_80.
     """
+    if wants_weight:
+        rows, columns, stages = (32, 32, 2) if itemsize == 4 else (64, 64, 3)
+        return Tile(rows, side(inputs, columns), side(outputs, MEMORY_BOUND), 8, stages)
     if itemsize == 4:
         return Tile(64, side(inputs, 32), side(outputs, 32), 4, 2)
     if 64 < outputs <= 128:

@@ -2,7 +2,8 @@
 
 Forward, the batch norm *behind* the convolution needs the statistics of its output.  Backward, the convolution is a
 block's first: where its input gradient is added to the shortcut's, all of the gradient is there that reaches the end
-of the block *before*, whose ReLU masks it and whose batch norm needs its sum.
+of the block *before*, whose ReLU masks it and whose batch norm needs its sum.  That ReLU's output is the convolution's
+input, so that its weight gradient is made of what is read anyway.
 
 Shapes are those of :mod:`fused_resnet.ops.batch_norm_act.reference`; ``W`` is [N, K, 1, 1] in the activations' dtype,
 for K inputs and N outputs.
@@ -27,12 +28,20 @@ def pointwise_conv_stats(
     return y, *batch_norm.batch_norm_stats(y, weight, bias, eps)
 
 
-def pointwise_conv_add_grad_(d_source: Tensor, dy: Tensor, conv_weight: Tensor, z: Tensor) -> Tensor:
-    """Add ``dy·W`` to the gradient ``d_source`` in place, and set it to 0 where ``z <= 0`` (NaN passes).
+def pointwise_conv_add_grad_(
+    d_source: Tensor, dy: Tensor, conv_weight: Tensor, x: Tensor, wants_weight: bool
+) -> tuple[Tensor, Tensor]:
+    """Add ``dy·W`` to the gradient ``d_source`` in place, and set it to 0 where ``x <= 0`` (NaN passes).
 
-    Returns the sum of every channel of what is then in ``d_source``, [K], in the accumulation dtype.
+    ``x`` is the convolution's input, which is the output of the ReLU in front.
+
+    Returns the sum of every channel of what is then in ``d_source``, [K], and, where wanted, the weight gradient
+    ``dW = dyᵀ·x`` [N, K, 1, 1], else nothing [0]; both in the accumulation dtype.
     """
     dtype = accumulation_dtype(d_source.dtype)
     product = torch.einsum("bnhw,nk->bkhw", dy.to(dtype), conv_weight.flatten(1).to(dtype))
-    d_source.copy_(torch.where(z <= 0, 0, d_source + product))
-    return d_source.sum((0, 2, 3), dtype=dtype)
+    d_source.copy_(torch.where(x <= 0, 0, d_source + product))
+    sums = d_source.sum((0, 2, 3), dtype=dtype)
+    if not wants_weight:
+        return sums, sums.new_empty(0)
+    return sums, torch.einsum("bnhw,bkhw->nk", dy.to(dtype), x.to(dtype))[:, :, None, None]
