@@ -37,8 +37,8 @@ def makes_sums(engine: str, memory: str, inputs: int, outputs: int, itemsize: in
 def makes_weight_gradient(outputs: int) -> bool:
     """Whether a first convolution's weight gradient can be made beside its input gradient, from the same tiles.
 
-    A program sums it over the rows in its registers, for all outputs at once, since dy is in one step: that is 32 KB
-    for 128, of the 128 KB that two programs leave each.
+    A program sums it up in its registers, of all outputs and its tile of inputs: of 128 outputs 32 KB, of the 128 KB
+    that each of two programs has.
     """
     return outputs <= MEMORY_BOUND
 
@@ -91,7 +91,7 @@ def statistics(inputs: int, outputs: int, itemsize: int) -> Tile:
 def add_grad(inputs: int, outputs: int, itemsize: int, wants_weight: bool) -> Tile:
     """Return the tile [rows, inputs] of ``d_source + dy·W`` and the outputs of a step.
 
-    Nearly all bytes are those of d_source and z, fetched one or two tiles ahead while up to 128 outputs are one step,
+    Nearly all bytes are those of d_source and x, fetched one or two tiles ahead while up to 128 outputs are one step,
     whose weights stay in a program.  64 rows over four warps are three programs a multiprocessor, and two with more
     outputs, which take 203 registers.
 
