@@ -168,20 +168,22 @@ def _gram_stats_kernel(
     """
     outputs = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     there = outputs < N
-    squares = tl.zeros((BLOCK_N,), tl.float64)
     offset = tl.zeros((BLOCK_N,), tl.float64)
     shift = tl.zeros((BLOCK_N,), tl.float64)
     for k in range(0, K, BLOCK_K):
         inputs = k + tl.arange(0, BLOCK_K)
         tile = matrix_tile(w, outputs, inputs, N, K).to(tl.float64)
+        offset += tl.sum(_missed(gram, inputs, K, count).to(tl.float64)[None, :] * tile, 1)
+        shift += tl.sum(tl.load(prologue + 3 * K + inputs, inputs < K, 0.0).to(tl.float64)[None, :] * tile, 1)
+    squares = tl.zeros((BLOCK_N,), tl.float64)
+    for k in range(0, K, BLOCK_K):
+        inputs = k + tl.arange(0, BLOCK_K)
         product = tl.zeros((BLOCK_N, BLOCK_K), tl.float32)
         for j in range(0, K, BLOCK_K):
             others = j + tl.arange(0, BLOCK_K)
-            other_tile = matrix_tile(w, outputs, others, N, K).to(tl.float32)
-            product = tl.dot(other_tile, _covariance(gram, others, inputs, K, count), product, input_precision="ieee")
-        squares += tl.sum(product.to(tl.float64) * tile, 1)
-        offset += tl.sum(_missed(gram, inputs, K, count).to(tl.float64)[None, :] * tile, 1)
-        shift += tl.sum(tl.load(prologue + 3 * K + inputs, inputs < K, 0.0).to(tl.float64)[None, :] * tile, 1)
+            tile = matrix_tile(w, outputs, others, N, K).to(tl.float32)
+            product = tl.dot(tile, _covariance(gram, others, inputs, K, count), product, input_precision="ieee")
+        squares += tl.sum(product.to(tl.float64) * matrix_tile(w, outputs, inputs, N, K).to(tl.float64), 1)
     var = tl.maximum(squares / count, 0.0, propagate_nan=tl.PropagateNan.ALL)
     mean, centred_mean, rounded_var = (shift + offset).to(tl.float32), offset.to(tl.float32), var.to(tl.float32)
     tl.store(moments + outputs, mean, there)
