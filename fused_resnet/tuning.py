@@ -34,6 +34,7 @@ class Tuning:
     most_inputs
         By engine and bytes of an activation's element: up to how many inputs of the 1×1 convolution at a block's end
         it costs no time to do without that convolution's output.  An engine that is not there keeps every output.
+        Up to so many channels Triton's own products also take the place of a library's at a block's beginning.
     """
 
     engines: tuple[str, ...]

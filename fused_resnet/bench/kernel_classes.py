@@ -23,7 +23,10 @@ CUDA_PATTERNS = (
     (r"^triton_\w*(batch_norm|var_mean)", NORM),
     # this package's: Triton's by their functions, CUDA's by their namespace
     (r"^_(stats|finish_stats|affine|act|reduce|finish_sums|coefficients|backward|masked_grad|add_masked)_kernel", NORM),
-    (r"^_(un)?centre_kernel", NORM),
+    (r"^_(centre|gram_stats|finish_weights|finish_mixing)_kernel", NORM),
+    (r"^_conv_stats_kernel", FPROP),
+    (r"^_conv_add_grad_kernel", DGRAD),
+    (r"^_gram_kernel", WGRAD),
     (r"fused_resnet", NORM),
     (r"batch_?norm|\bbn_(fw|bw)|welford", NORM),
     (r"[Ss]oft_?[Mm]ax|nll_loss|cross_entropy|^triton_\w*nll", LOSS),

@@ -11,6 +11,8 @@ CPU = torch.device("cpu")
 # as profilers of Ampere and Hopper GPUs list them
 KERNELS = {
     "conv fprop": (
+        "_fprop_act_kernel",
+        "_conv_stats_kernel",
         "sm90_xmma_fprop_implicit_gemm_bf16bf16_bf16f32_f32_nhwckrsc_nhwc_tilesize128x128x64_warpgroupsize1x1x1_g1_"
         "execute_segment_k_off_kernel__5x_cudnn",
         "sm80_xmma_fprop_implicit_gemm_indexed_f16f16_f16f32_f32_nhwckrsc_nhwc_tilesize128x64x64_stage3_warpsize2x2x1_"
@@ -19,12 +21,16 @@ KERNELS = {
         "cutlass_tensorop_bf16_s16816fprop_optimized_bf16_64x64_64x5_nhwc_align8::Params)",
     ),
     "conv dgrad": (
+        "_dgrad_kernel",
+        "_conv_add_grad_kernel",
         "sm80_xmma_dgrad_implicit_gemm_bf16bf16_bf16f32_f32_nhwckrsc_nhwc_tilesize128x128x32_stage4_warpsize2x2x1_g1_"
         "tensor16x8x16_kernel_cudnn",
         "void cutlass__5x_cudnn::Kernel<cutlass_tensorop_f16_s16816dgrad_optimized_f16_128x128_32x4_nhwc_unity_stride_"
         "align8>(cutlass_tensorop_f16_s16816dgrad_optimized_f16_128x128_32x4_nhwc_unity_stride_align8::Params)",
     ),
     "conv wgrad": (
+        "_wgrad_kernel",
+        "_gram_kernel",
         "sm90_xmma_wgrad_implicit_gemm_bf16bf16_bf16f32_f32_nhwckrsc_nhwc_tilesize128x128x64_warpgroupsize1x1x1_g1_"
         "execute_kernel__5x_cudnn",
         "void cudnn::cnn::wgrad_alg0_engine<float, 128, 5, 5, 3, 3, 3, false, 512>(int, int, int)",
@@ -41,7 +47,10 @@ KERNELS = {
         "_backward_kernel",
         "_add_masked_kernel",
         "_masked_grad_kernel",
+        "_centre_kernel",
         "_gram_stats_kernel",
+        "_finish_weights_kernel",
+        "_finish_mixing_kernel",
         "void fused_resnet::cuda::reduce_kernel<__nv_bfloat16, 8>(fused_resnet::Arguments)",
     ),
     "pool": (
