@@ -1,6 +1,7 @@
 """What is asked of the C library, and when it is left alone."""
 
 import os
+import statistics
 import subprocess
 import sys
 
@@ -18,7 +19,7 @@ def faults():
 def step():  # frees more at the top of the heap than glibc keeps there by default
     tensors = [torch.zeros(4 << 20) for _ in range(12)]
 
-for _ in range(5):  # at first a tensor may find its place at the heap's end
+for _ in range(2):
     step()
 before = faults()
 step()
@@ -37,7 +38,8 @@ def test_a_fused_process_faults_freed_memory_in_only_once():
         return int(run.stdout)
 
     pages = 12 * (16 << 20) // 4096
-    assert count() < pages / 100
+    # now and then one tensor of the twelve finds no place in the heap
+    assert statistics.median(count() for _ in range(3)) < pages / 100
     # how much is handed back hangs on where small allocations happen to lie: a third or all of it, seldom nothing
     assert max(count(FUSED_RESNET_KEEP_FREED_MEMORY="0") for _ in range(3)) > pages / 20
 
