@@ -315,12 +315,8 @@ class BlockBackward:
 
         Where the convolution has a stride, ``dz`` is of the pixels that it read.
         """
-        unit, p, wanted, in_path = (
-            self.block.all_units[i],
-            self.parameters[i],
-            self.wanted[i],
-            i < len(self.block.units),
-        )
+        unit, p, wanted = self.block.all_units[i], self.parameters[i], self.wanted[i]
+        in_path = i < len(self.block.units)
         gradients = Parameters(None, None, None, _as(gradient.sum, p.bias) if wanted.bias else None)
         dz = sums = None
         if self.wants_dy(i) or wanted.weight:

@@ -96,6 +96,11 @@ class Plan:
         exec(compile(self.source, "<fused_resnet forward>", "exec"), namespace)
         object.__setattr__(self, "forward", namespace["forward"])
 
+    @property
+    def modules(self) -> list[Path]:
+        """The paths of all modules that the chains run."""
+        return [path for chain in self.chains for block in chain for path in block.modules]
+
     def __reduce__(self) -> Any:
         return Plan, (self.chains, self.containers, self.identities, self.source, self.options)
 

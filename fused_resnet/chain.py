@@ -103,29 +103,28 @@ def backward(
     units, indices, outputs = split_kept(chain, x, by_unit, kept)
     _, wants_shortcut, *wants = needs_grad
     of_units = (by_unit, moments, units, split_parameters(chain, wants), wants_input(chain, needs_grad, shortcut))
-    by_block = list(zip(*map(chain.by_block, of_units), strict=True))
-    inputs, ends = [x, *outputs], [*outputs, output]
-    gradients = [Parameters(None, None, None, None)] * len(chain.units)
-    gradient: Gradient | None = Gradient(grad, None, owned=False)
-    d_shortcut: Tensor | None = None
-    end = len(gradients)
-    for n, block in reversed(list(enumerate(chain.blocks))):
-        if gradient is None:
-            break
-        schedule = BlockBackward(
+    by_block = zip(*map(chain.by_block, of_units), strict=True)
+    pooled = iter(indices)
+    schedules = [
+        BlockBackward(
             block,
-            inputs[n],
+            activation,
             shortcut if n == 0 else None,
-            *by_block[n],
-            index=indices.pop() if block.pool else None,
+            *of_block,
+            index=next(pooled) if block.pool else None,
             wants_shortcut=wants_shortcut,
             masks_x=n > 0 and chain.blocks[n - 1].masks_by_output,
             memory=chain.options.memory,
             k=k,
         )
-        gradient, d_shortcut = schedule.run(gradient, ends[n] if block.masks_by_output else None)
-        end -= len(block.all_units)
-        gradients[end : end + len(block.all_units)] = schedule.gradients
+        for n, (block, activation, of_block) in enumerate(zip(chain.blocks, [x, *outputs], by_block, strict=True))
+    ]
+    gradient: Gradient | None = Gradient(grad, None, owned=False)
+    d_shortcut: Tensor | None = None
+    for schedule, end in zip(reversed(schedules), reversed([*outputs, output]), strict=True):
+        if gradient is not None:
+            gradient, d_shortcut = schedule.run(gradient, end if schedule.block.masks_by_output else None)
+    gradients = itertools.chain.from_iterable(schedule.gradients for schedule in schedules)
     flat = [
         d_parameter
         for unit, d_unit in zip(by_unit, gradients, strict=True)

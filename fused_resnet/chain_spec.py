@@ -149,8 +149,12 @@ class Chain:
 
     def by_block(self, by_unit: Sequence[T]) -> list[Sequence[T]]:
         """Group what there is one of for each unit by block."""
-        ends = itertools.accumulate(len(block.all_units) for block in self.blocks)
-        return [by_unit[end - len(block.all_units) : end] for block, end in zip(self.blocks, ends, strict=True)]
+        return [by_unit[units] for units in self._units_of_blocks]
+
+    @functools.cached_property
+    def _units_of_blocks(self) -> list[slice]:
+        ends = itertools.accumulate((len(block.all_units) for block in self.blocks), initial=0)
+        return [slice(*bounds) for bounds in itertools.pairwise(ends)]
 
 
 @functools.cache

@@ -159,8 +159,7 @@ def trace(
             plan = module._fused.get(module.training)
             chains = "" if plan is None else prepare(module, plan)
             if plan is not None and not isinstance(chains, str) and module not in inside:
-                paths = [path for chain in plan.chains for block in chain for path in block.modules]
-                inside |= {child(module, path[:n]) for path in paths for n in range(1, len(path))}
+                inside |= {child(module, path[:n]) for path in plan.modules for n in range(1, len(path))}
                 tracer = _Tracer(chains, engine)
                 with autocast, _in_eval(synchronized):
                     plan.forward(module, tracer, argument)

@@ -225,7 +225,7 @@ def explain(model: nn.Module, input_shape: Sequence[int] | None = None, *, dtype
                 rows.append(Row(shown, _describe(paths), engine, reason, steps.get((name, i))))
             else:
                 rows.append(Row(shown, None, "", f"not fused: {_describe(paths)} can be"))
-        fused = {path for paths in plan.chains for block in paths for path in block.modules}
+        fused = set(plan.modules)
         rows += [
             Row(".".join(filter(None, (name, child_name))), None, "", why_no_match(module))
             for child_name, inner in module.named_children()
@@ -350,8 +350,7 @@ def _survey(
         if not isinstance(plans, str):
             yield name, module, plans
             if not (_spans_blocks(plans) and any(isinstance(prepare(module, plan), str) for plan in plans.values())):
-                modules = [p for plan in plans.values() for c in plan.chains for block in c for p in block.modules]
-                in_chains |= {prefix + ".".join(path) for path in modules}
+                in_chains |= {prefix + ".".join(path) for plan in plans.values() for path in plan.modules}
         elif any(is_norm(inner) for inner in module.children()):
             yield name, module, plans
 

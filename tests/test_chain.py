@@ -328,6 +328,16 @@ FREEZES = {
 }
 
 
+def outputs_and_gradients(model: nn.Module, x: Tensor, x_wants: bool) -> dict[str, Tensor | None]:
+    """What a step gives, a gradient or None for every parameter, and for ``x`` where it wants one."""
+    x = x.clone().requires_grad_(x_wants)
+    z = model(x)
+    assert z.requires_grad == (x_wants or any(p.requires_grad for p in model.parameters()))
+    if z.requires_grad:
+        z.backward(gradient_for(z))
+    return {"z": z.detach(), "x": x.grad} | {n: p.grad for n, p in model.named_parameters()}
+
+
 @pytest.mark.parametrize("x_wants", [True, False], ids=["x with gradient", "x without"])
 @pytest.mark.parametrize(
     ("name", "freeze"),
@@ -335,19 +345,14 @@ FREEZES = {
     + [("option A", freeze) for freeze in FREEZES if "projection" not in freeze],
 )
 def test_gradients_come_where_they_are_wanted_and_nowhere_else(name, freeze, x_wants):
-    def run(model, x):
-        x = x.clone().requires_grad_(x_wants)
-        z = model(x)
-        assert z.requires_grad == (x_wants or any(p.requires_grad for p in model.parameters()))
-        if z.requires_grad:
-            z.backward(gradient_for(z))
-        return {"z": z.detach(), "x": x.grad} | {n: p.grad for n, p in model.named_parameters()}
-
     model = make(name)
     FREEZES[freeze](model)
     x = images(model)
-    exact, stock = run(copy.deepcopy(model).double(), x.double()), run(copy.deepcopy(model), x)
-    assert_as_accurate_as_stock(run(fused_resnet.fuse(model), x), stock, exact)
+    exact, stock = (
+        outputs_and_gradients(copy.deepcopy(model).to(dtype), x.to(dtype), x_wants)
+        for dtype in (torch.float64, torch.float32)
+    )
+    assert_as_accurate_as_stock(outputs_and_gradients(fused_resnet.fuse(model), x, x_wants), stock, exact)
 
 
 class Operations(torch.utils._python_dispatch.TorchDispatchMode):

@@ -11,7 +11,7 @@ import fused_resnet
 from fused_resnet.tuning import Tuning, using
 from tests import test_chain
 from tests.accuracy import assert_as_accurate_as_stock, assert_fused_is_as_accurate_as_stock, gradient_for, record
-from tests.test_chain import BASIC, BOTTLENECK, Block, Operations, images
+from tests.test_chain import BASIC, BOTTLENECK, Block, Operations, images, outputs_and_gradients
 
 BASIC_24 = ((24, 24), (3, 3))
 STAGES = {
@@ -86,20 +86,16 @@ def test_a_stage_in_half_precision_is_as_accurate_as_stock(name, autocast, memor
 )
 @pytest.mark.parametrize("name", ["basic", "bottleneck"])
 def test_gradients_come_where_they_are_wanted_and_nowhere_else(name, trained, x_wants):
-    def run(model, x):
-        x = x.clone().requires_grad_(x_wants)
-        z = model(x)
-        assert z.requires_grad == (x_wants or any(p.requires_grad for p in model.parameters()))
-        if z.requires_grad:
-            z.backward(gradient_for(z))
-        return {"z": z.detach(), "x": x.grad} | {n: p.grad for n, p in model.named_parameters()}
-
     model = make(name)
     for path, parameter in model.named_parameters():
         parameter.requires_grad_(path.startswith(trained))
     x = small(model)
-    exact, stock = run(copy.deepcopy(model).double(), x.double()), run(copy.deepcopy(model), x)
-    assert_as_accurate_as_stock(run(fused_resnet.fuse(model, chain="stage"), x), stock, exact)
+    exact, stock = (
+        outputs_and_gradients(copy.deepcopy(model).to(dtype), x.to(dtype), x_wants)
+        for dtype in (torch.float64, torch.float32)
+    )
+    fused = fused_resnet.fuse(model, chain="stage")
+    assert_as_accurate_as_stock(outputs_and_gradients(fused, x, x_wants), stock, exact)
 
 
 @pytest.mark.parametrize(

@@ -501,13 +501,12 @@ def pointwise_conv_norm_act(
         (x.shape[0], outputs, *x.shape[2:]), dtype=x.dtype, device=x.device, memory_format=torch.channels_last
     )
     moments, affine, centred = (x.new_empty(n, outputs, dtype=torch.float32) for n in (3, 2, 2))
-    gram = moments.new_empty(inputs * (inputs + 1))
     if x.numel() == 0:
-        return z, moments.fill_(torch.nan), affine.fill_(torch.nan), gram.zero_()
+        return z, moments.fill_(torch.nan), affine.fill_(torch.nan), moments.new_zeros(inputs * (inputs + 1))
     rows = x.numel() // inputs
     w = conv_weight.flatten(1).contiguous()
     prologue, precision = _prologue(x, x_affine, x_relu), float32_precision()
-    _launch_gram(x, prologue, gram)
+    gram = _gram(x, prologue)
     cut = config.finish(inputs, outputs)
     _gram_stats_kernel[ceil_div(outputs, cut.columns),](
         gram, prologue, w, weight, bias, moments, affine, centred, inputs, outputs, float(rows), eps,
@@ -541,15 +540,13 @@ def pointwise_conv_norm_backward(
     outputs, inputs = conv_weight.shape[:2]
     rows = x.numel() // inputs
     sums = moments.new_empty(1, inputs * outputs)
-    made = gram.numel() > 0
-    gram = gram if made else moments.new_empty(inputs * (inputs + 1))
     if rows == 0:
         sums.zero_()
-        gram.zero_()
+        gram = moments.new_zeros(inputs * (inputs + 1))
     else:
         prologue, precision = _prologue(x, x_affine, x_relu), float32_precision()
-        if not made:
-            _launch_gram(x, prologue, gram)
+        if gram.numel() == 0:
+            gram = _gram(x, prologue)
         cut = config.weight_gradient(inputs, outputs, x.itemsize)
         tiles = ceil_div(inputs, cut.rows) * ceil_div(outputs, cut.columns)
         parts, rows_per_part = in_parts(rows, cut.depth, tiles, cut.programs * multiprocessors(x.device))
@@ -592,19 +589,21 @@ def pointwise_conv_norm_backward(
     return du, d_conv_weight, grad_weight, x_sums
 
 
-def _launch_gram(x: Tensor, prologue: Tensor, gram: Tensor) -> None:
-    """Compute ``vᵀv`` and ``Σv`` into gram."""
+def _gram(x: Tensor, prologue: Tensor) -> Tensor:
+    """Return ``vᵀv`` and ``Σv``, [K·K + K]."""
     inputs = x.shape[1]
+    gram = prologue.new_empty(1, inputs * (inputs + 1))
     rows = x.numel() // inputs
     cut = config.gram(inputs, x.itemsize)
     tiles = ceil_div(inputs, cut.columns)
     parts, rows_per_part = in_parts(rows, cut.depth, tiles * tiles, cut.programs * multiprocessors(x.device))
-    partial = gram.new_empty(1, parts, len(gram))
+    partial = gram.new_empty(1, parts, gram.shape[1])
     _gram_kernel[parts * tiles * tiles,](
         x, prologue, partial, rows, inputs, parts, rows_per_part,
         float32_precision(), cut.depth, cut.columns, tiles == 1, config.GRAM_CHUNK, cut.stages, num_warps=cut.warps,
     )  # fmt: skip
-    add_parts(partial, gram[None])
+    add_parts(partial, gram)
+    return gram[0]
 
 
 def _prologue(x: Tensor, x_affine: Tensor | None, x_relu: bool) -> Tensor:
