@@ -7,7 +7,8 @@
 
 from fused_resnet import functional, models
 from fused_resnet.surgery import explain, fuse, unfuse
+from fused_resnet.verify import verify
 
-__all__ = ["explain", "functional", "fuse", "models", "unfuse"]
+__all__ = ["explain", "functional", "fuse", "models", "unfuse", "verify"]
 
 __version__ = "0.1.0"

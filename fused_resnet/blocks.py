@@ -20,6 +20,7 @@ from torch.nn.modules.module import _has_any_global_hook
 
 from fused_resnet.chain_ops import run_chain, update_running_stats_
 from fused_resnet.chain_spec import Padded, is_projection
+from fused_resnet.checkpointing import is_recomputation
 from fused_resnet.synchronized import group_name
 
 Path = tuple[str, ...]
@@ -391,7 +392,12 @@ def _why_not_as_traced(module: nn.Module, container: Container) -> str | None:
 
 
 def update_running_stats(chain: PreparedChain, moments: Sequence[Tensor]) -> None:
-    """Move the running statistics of a chain's batch norms in training, as ``torch.nn.BatchNorm2d`` does."""
+    """Move the running statistics of a chain's batch norms in training, as ``torch.nn.BatchNorm2d`` does.
+
+    What activation checkpointing runs again has moved them in its first forward.
+    """
+    if not torch.compiler.is_compiling() and is_recomputation():
+        return
     by_momentum: dict[float | None, tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor]]] = {}
     for norm, new in zip(chain.norms, moments, strict=True):
         if norm is None or not norm.training or not norm.track_running_stats or norm.running_mean is None:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from fused_resnet import ops
+from fused_resnet import chain_stock, ops
 from fused_resnet.chain import backward, forward
 from fused_resnet.chain_spec import (
     Chain,
@@ -26,10 +26,11 @@ from fused_resnet.chain_spec import (
 )
 from fused_resnet.ops.library import library
 
-DOUBLE_BACKWARD = (
-    "fused_resnet: the gradient of a gradient (create_graph=True) is not implemented for fused chains; "
-    "call fused_resnet.unfuse(model) first"
+DOUBLE_BACKWARD = "fused_resnet: the gradient of a gradient (create_graph=True) is not implemented "
+COMPILED = (
+    f"{DOUBLE_BACKWARD}under torch.compile; run the model in eager mode, or call fused_resnet.unfuse(model) first"
 )
+SYNCHRONIZED = f"{DOUBLE_BACKWARD}for synchronised batch norms in fused chains; call fused_resnet.unfuse(model) first"
 
 
 def run_chain(
@@ -125,13 +126,39 @@ class _ChainFunction(torch.autograd.Function):
             return None, None, None, None, *((None,) * ctx.n_parameters), *none
         tensors = ctx.saved_tensors
         _, _, *needs_grad = ctx.needs_input_grad[: 4 + ctx.n_parameters]
-        gradients = _ChainBackward.apply if torch.is_grad_enabled() else _run_backward
+        if not torch.is_grad_enabled():
+            gradients = _run_backward
+        elif any(block.synchronized for block in ctx.chain.blocks):
+            gradients = _ChainBackward.apply
+        else:
+            gradients = _differentiable_backward
         return None, None, *gradients(ctx.chain, ctx.n_parameters, needs_grad, grad, *tensors), *none
 
 
 def _run_backward(chain, n_parameters, needs_grad, grad, x, shortcut, output, *tensors) -> tuple[Tensor | None, ...]:
     parameters, moments, saved = _split(chain, n_parameters, tensors)
     return tuple(_backward(chain, grad, x, shortcut, output, parameters, moments, saved, needs_grad))
+
+
+def _differentiable_backward(
+    chain, n_parameters, needs_grad, grad, x, shortcut, output, *tensors
+) -> tuple[Tensor | None, ...]:
+    """Return what :func:`_run_backward` does, with a graph of its own: of the chain, computed again in stock torch.
+
+    ``x``, ``shortcut`` and the parameters are as they were saved, in the graph that they came from, so that second
+    derivatives reach it.
+    """
+    parameters, moments, _ = _split(chain, n_parameters, tensors)
+    frozen = [of_unit for unit, of_unit in zip(chain.units, moments, strict=True) if not unit.batch_stats]
+    running = [stat for mean, var, _ in frozen for stat in (mean, var)]
+    # A gradient is of this use of a tensor alone: the shortcut may have been made of x, or a parameter be there twice.
+    x, *parameters = [t.view_as(t) for t in (x, *parameters)]
+    shortcut = None if shortcut is None else shortcut.view_as(shortcut)
+    with _without_autocast(x):
+        z = chain_stock.forward(chain, x, shortcut, parameters, running)
+        wanted = list(itertools.compress((x, shortcut, *parameters), needs_grad))
+        gradients = iter(torch.autograd.grad(z, wanted, grad, create_graph=True))
+    return tuple(next(gradients) if needed else None for needed in needs_grad)
 
 
 def _split(chain: Chain, n_parameters: int, tensors: Sequence[Tensor]) -> tuple[Sequence[Tensor], ...]:
@@ -141,7 +168,10 @@ def _split(chain: Chain, n_parameters: int, tensors: Sequence[Tensor]) -> tuple[
 
 
 class _ChainBackward(torch.autograd.Function):
-    """The gradients, as a node that refuses to be differentiated: ``once_differentiable`` would go silently wrong."""
+    """The gradients of a chain with synchronised norms, as a node that refuses to be differentiated.
+
+    ``once_differentiable`` would go silently wrong.
+    """
 
     @staticmethod
     def forward(ctx, *args):
@@ -149,7 +179,7 @@ class _ChainBackward(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, *_):
-        raise RuntimeError(DOUBLE_BACKWARD)
+        raise RuntimeError(SYNCHRONIZED)
 
 
 library.define(
@@ -207,7 +237,7 @@ def _chain_autograd(ctx, grad, *_):
 
 
 def _refuse(ctx, *_: Any):
-    raise RuntimeError(DOUBLE_BACKWARD)
+    raise RuntimeError(COMPILED)
 
 
 library.impl("chain_forward", _chain_forward, "CompositeExplicitAutograd")

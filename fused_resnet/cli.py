@@ -17,6 +17,7 @@ from fused_resnet.explain_command import add_explain
 from fused_resnet.models.command import add_models
 from fused_resnet.training.command import INTERRUPTED, add_train
 from fused_resnet.training.eval_command import add_eval
+from fused_resnet.verify_command import add_verify
 
 # in the order in which --help lists them
 SUBCOMMANDS = (
@@ -25,6 +26,7 @@ SUBCOMMANDS = (
     add_experiment,
     add_models,
     add_explain,
+    add_verify,
     add_bench,
     add_tune,
     add_warm,

@@ -1,12 +1,9 @@
 """The rule of accuracy, which has no hand-picked tolerance.
 
-A fused result is compared with float64 on the same inputs.  It passes where its error (root mean square) is at most
-``FACTOR`` times the error of stock PyTorch in the same dtype, plus ``ULPS`` units in the last place of the result's own
-dtype.  NaN on either side fails; so does another shape, dtype, or a gradient where stock has none.
+It is `fused_resnet.verify`'s, here for results of several draws and for the tests of single kernels.
 """
 
 import copy
-import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -15,16 +12,10 @@ import torch
 from torch import Tensor, nn
 
 import fused_resnet
-
-FACTOR = 2
-ULPS = 4
+from fused_resnet.verify import allowed_error, gradient_for, measure
+from fused_resnet.verify import rms as rms  # what the tests take from here
 
 Results = Mapping[str, Tensor | None]
-
-
-def rms(t: Tensor) -> float:
-    """Root mean square."""
-    return t.double().square().mean().sqrt().item() if t.numel() else 0.0
 
 
 def why_inaccurate(fused: Tensor | None, stock: Tensor | None, exact: Tensor | None) -> str | None:
@@ -36,28 +27,17 @@ def why_inaccurate_together(
     fused: Sequence[Tensor | None], stock: Sequence[Tensor | None], exact: Sequence[Tensor | None]
 ) -> str | None:
     """Return in what a result of several draws breaks the rule, or None; the medians of its errors are compared."""
-    errors, stock_errors, units = [], [], []
-    for f, s, e in zip(fused, stock, exact, strict=True):
-        if f is None or s is None or e is None:
-            missing = [name for name, t in (("fused", f), ("stock", s), ("exact", e)) if t is None]
-            if len(missing) == 3:
-                continue
-            return f"{', '.join(missing)} has none"
-        if f.shape != s.shape or f.dtype != s.dtype or f.device != s.device:
-            return f"{tuple(f.shape)} {f.dtype} {f.device}, stock has {tuple(s.shape)} {s.dtype} {s.device}"
-        if not f.is_floating_point():
-            if not torch.equal(f, s):
-                return f"{f}, stock has {s}"
-            continue
-        errors.append(rms(f.double() - e.double()))
-        stock_errors.append(rms(s.double() - e.double()))
-        units.append(torch.finfo(f.dtype).eps * rms(e))
-    if any(map(math.isnan, errors + stock_errors)):
-        return f"NaN: errors {errors}, stock's {stock_errors}"
-    if not errors:
+    draws = []
+    for results in zip(fused, stock, exact, strict=True):
+        errors = measure(*results)
+        if isinstance(errors, str):
+            return errors
+        if errors is not None:
+            draws.append(errors)
+    if not draws:
         return None
-    error, stock_error = statistics.median(errors), statistics.median(stock_errors)
-    allowed = FACTOR * stock_error + ULPS * statistics.median(units)
+    error, stock_error = statistics.median(e.fused for e in draws), statistics.median(e.stock for e in draws)
+    allowed = allowed_error(stock_error, statistics.median(e.ulp for e in draws))
     return None if error <= allowed else f"error {error:.3g}, stock's {stock_error:.3g}, allowed {allowed:.3g}"
 
 
@@ -81,13 +61,6 @@ def outputs_of(value: Any) -> list[Tensor]:
         return [value]
     values = value.values() if isinstance(value, Mapping) else value if isinstance(value, (list, tuple)) else ()
     return [t for v in values for t in outputs_of(v)]
-
-
-def gradient_for(output: Tensor) -> Tensor:
-    """A gradient that depends on the shape alone, and that every floating-point dtype holds exactly."""
-    noise = torch.randn(output.shape, generator=torch.Generator().manual_seed(1))
-    like = torch.empty_like(output, dtype=torch.bfloat16).copy_(noise)
-    return like.to(output.dtype)
 
 
 def record(

@@ -419,34 +419,14 @@ def test_backward_can_run_twice(name):
         torch.autograd.grad(z, list(model.parameters()), gradient_for(z))
 
 
-@pytest.mark.parametrize("another_path", [False, True], ids=["", "x has another path"])
-@pytest.mark.parametrize("name", ["basic", "bottleneck, stride 2", "stem"])
-def test_the_gradient_of_a_gradient_is_refused(name, another_path):
-    model = fused_resnet.fuse(make(name))
-    x = images(model).requires_grad_()
-    loss = model(x).square().sum() + (x.pow(3).sum() if another_path else 0)
-    (dx,) = torch.autograd.grad(loss, x, create_graph=True)
-    with pytest.raises(RuntimeError, match=r"create_graph=True.*unfuse"):
-        dx.square().sum().backward()
-
-
-def test_the_gradient_of_a_gradient_is_refused_with_a_linear_loss_too():
-    model = fused_resnet.fuse(make("basic"))
-    x = images(model).requires_grad_()
-    (dx,) = torch.autograd.grad(model(x).sum(), x, create_graph=True)
-    with pytest.raises(RuntimeError, match=r"create_graph=True.*unfuse"):
-        dx.square().sum().backward()
-
-
 @pytest.mark.parametrize("reentrant", [True, False], ids=["reentrant", "non-reentrant"])
 def test_activation_checkpointing_gives_stocks_gradients(reentrant):
     from torch.utils.checkpoint import checkpoint
 
     def run(model, x):
         results = record(model, x, call=lambda x: checkpoint(model, x, use_reentrant=reentrant))
-        if not reentrant:  # the second forward stops where the last tensor is kept: behind stock's norms, before ours
-            return {name: t for name, t in results.items() if name.endswith(".grad") or name.startswith("output")}
-        return results
+        # stock's second forward moves running statistics once more, ours does not: tests/test_checkpointing.py
+        return {name: t for name, t in results.items() if name.endswith(".grad") or name.startswith("output")}
 
     model = make("bottleneck, stride 2")
     x = images(model)

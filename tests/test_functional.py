@@ -412,17 +412,6 @@ def test_backward_can_run_twice():
         assert torch.equal(a, c)
 
 
-@pytest.mark.parametrize("another_path", [False, True], ids=["", "x has another path"])
-def test_the_gradient_of_a_gradient_is_refused(another_path):
-    x = torch.randn(2, 4, 5, 5, requires_grad=True)
-    z = batch_norm_act(x).square().sum()
-    if another_path:
-        z = z + x.pow(3).sum()
-    (dx,) = torch.autograd.grad(z, x, create_graph=True)
-    with pytest.raises(RuntimeError, match=r"create_graph=True.*unfuse"):
-        dx.square().sum().backward()
-
-
 def test_no_graph_is_kept_without_gradients():
     x = torch.randn(2, 4, 5, 5, requires_grad=True)
     with torch.no_grad():
