@@ -8,25 +8,33 @@ Everything in :meth:`FusedModule.forward` is also traced by ``torch.compile``; i
 """
 
 import functools
+import importlib
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from types import BuiltinFunctionType, FunctionType, ModuleType
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn.modules.module import _has_any_global_hook
+from torch.overrides import _get_current_function_mode_stack
+from torch.utils._device import DeviceContext
 
 from fused_resnet.chain_ops import run_chain, update_running_stats_
 from fused_resnet.chain_spec import Padded, is_projection
 from fused_resnet.checkpointing import is_recomputation
+from fused_resnet.provable import same
 from fused_resnet.synchronized import group_name
 
 Path = tuple[str, ...]
 Signature = tuple[Any, ...]
 
 FUNCTION = "function"
+GLOBALS: Path = ("<globals>",)  # in the place of a container's path: what forwards read of their modules
+NO_PLAN = "it has no plan for this mode"
 BATCH_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
 
 
@@ -44,6 +52,7 @@ class BlockPaths(NamedTuple):
     units: tuple[UnitPaths, ...]
     shortcut: UnitPaths | Padded | str | None
     pool: Path | None
+    adds_in_place: bool = False
 
     @property
     def modules(self) -> tuple[Path, ...]:
@@ -57,13 +66,17 @@ ChainPaths = tuple[BlockPaths, ...]
 
 
 class Container(NamedTuple):
-    """What the trace of a forward took for granted in a module that it went through."""
+    """What the trace of a forward took for granted in a module that it went through.
+
+    ``attributes`` are names, from the module down, and what was read there, as :func:`fused_resnet.provable.frozen`
+    copies it.
+    """
 
     path: Path
     cls: type
     children: tuple[str, ...]
     missing: tuple[str, ...]
-    attributes: tuple[tuple[str, Any], ...]
+    attributes: tuple[tuple[tuple[str, ...], Any], ...]
 
 
 @dataclass(frozen=True)
@@ -91,11 +104,19 @@ class Plan:
     source: str
     options: tuple[str, str]
     forward: Callable[..., Any] = field(init=False, repr=False, compare=False)
+    functions: tuple[Any, ...] = field(init=False, repr=False, compare=False)  # that it calls, and their bodies
+    forwards: tuple[Any, ...] = field(init=False, repr=False, compare=False)  # of the containers' classes
 
     def __post_init__(self) -> None:
         namespace: dict[str, Any] = {}
         exec(compile(self.source, "<fused_resnet forward>", "exec"), namespace)
         object.__setattr__(self, "forward", namespace["forward"])
+        functions = (v for c in self.containers for _, v in c.attributes if isinstance(v, FunctionType))
+        object.__setattr__(
+            self, "functions", tuple((f, *_body(f)) for f in functions if not f.__module__.startswith("torch"))
+        )
+        forwards = tuple(_forward_of(container.cls) for container in self.containers)
+        object.__setattr__(self, "forwards", forwards)
 
     @property
     def modules(self) -> list[Path]:
@@ -103,7 +124,36 @@ class Plan:
         return [path for chain in self.chains for block in chain for path in block.modules]
 
     def __reduce__(self) -> Any:
-        return Plan, (self.chains, self.containers, self.identities, self.source, self.options)
+        containers = tuple(map(_without_references, self.containers))
+        return _restore_plan, (self.chains, containers, self.identities, self.source, self.options)
+
+
+REFERENCES = (FunctionType, BuiltinFunctionType, ModuleType, type)
+AS_LOADED = "as it is where the plan is loaded"
+
+
+def _without_references(container: Container) -> Container:
+    """Return a container whose functions, classes and modules are looked up again where a pickle is loaded."""
+    values = tuple((names, AS_LOADED if isinstance(v, REFERENCES) else v) for names, v in container.attributes)
+    return container._replace(attributes=values)
+
+
+def _restore_plan(chains: Any, containers: tuple[Container, ...], *rest: Any) -> Plan:
+    return Plan(chains, tuple(map(_with_references, containers)), *rest)
+
+
+def _with_references(container: Container) -> Container:
+    def find(names: tuple[str, ...]) -> Any:
+        if container.path == GLOBALS:
+            return importlib.import_module(names[0]).__dict__.get(names[1])
+        return getattr(container.cls, names[-1], None)
+
+    values = tuple((names, find(names) if v == AS_LOADED else v) for names, v in container.attributes)
+    return container._replace(attributes=values)
+
+
+def _body(function: FunctionType) -> tuple[Any, ...]:
+    return function.__code__, function.__defaults__, function.__kwdefaults__ and tuple(function.__kwdefaults__.items())
 
 
 class PreparedChain(NamedTuple):
@@ -113,17 +163,23 @@ class PreparedChain(NamedTuple):
     parameters: list[Tensor]
     running: list[Tensor]
     norms: list[Any]  # of every unit; None where it does not normalise by its batch
+    pool: Path | None = None  # that runs behind the chain, where it has become one that the kernels do not know
 
 
 class PreparedChains:
-    """The chains of one call, as the generated forward sees them."""
+    """The chains of one call, as the generated forward sees them; in the place of one that cannot serve, why not."""
 
-    def __init__(self, chains: list[PreparedChain]):
+    def __init__(self, module: nn.Module, plan: Plan, chains: list[PreparedChain | str]):
+        self.module = module
+        self.plan = plan
         self.chains = chains
 
     def run(self, index: int, x: Tensor, shortcut: Tensor | None) -> Tensor:
         """Run one chain and update the running statistics of its batch norms."""
         chain = self.chains[index]
+        if isinstance(chain, str) or not self.serves(chain, x):
+            note_last_call(self.module, chain if isinstance(chain, str) else f"the last call gave a chain {x.dtype}")
+            return run_stock(self.module, self.plan.chains[index], x, shortcut)
         if torch.is_autocast_enabled(x.device.type):
             dtype = torch.get_autocast_dtype(x.device.type)
             x = x.to(dtype)
@@ -134,12 +190,14 @@ class PreparedChains:
             ((units, kind, pool),), options = chain.signature
             *rest, relu = units[-1]
             without_add = (((*units[:-1], (*rest, False)), None, pool),), options
-            if isinstance(kind, tuple):
-                (rows, columns), before, after = kind
-                shortcut = F.pad(shortcut[:, :, ::rows, ::columns], (0, 0, 0, 0, before, after))
-            z = self._run(chain._replace(signature=without_add), x, None) + shortcut
+            z = self._run(chain._replace(signature=without_add), x, None) + _strided(kind, shortcut)
             return torch.relu(z) if relu else z
-        return self._run(chain, x, shortcut)
+        z = self._run(chain, x, shortcut)
+        return z if chain.pool is None else child(self.module, chain.pool)(z)
+
+    def serves(self, chain: PreparedChain, x: Tensor) -> bool:
+        """Whether a chain can run on ``x``."""
+        return serves_dtype(chain, x)
 
     def _run(self, chain: PreparedChain, x: Tensor, shortcut: Tensor | None) -> Tensor:
         z, moments = run_chain(chain.signature, x, shortcut, chain.parameters, chain.running)
@@ -147,10 +205,50 @@ class PreparedChains:
         return z
 
 
+def run_stock(module: nn.Module, paths: ChainPaths, x: Tensor, shortcut: Tensor | None) -> Tensor:
+    """Run a chain's own modules, as the forward that was traced does."""
+    for block in paths:
+        source = x if shortcut is None else shortcut
+        shortcut = None
+        for unit in block.units:
+            last = unit is block.units[-1]
+            x = _run_unit(module, unit, x)
+            if last and block.shortcut is not None:
+                if isinstance(block.shortcut, UnitPaths):
+                    added = _run_unit(module, block.shortcut, source)
+                else:
+                    added = _strided(block.shortcut, source)
+                x = x.add_(added) if block.adds_in_place else x + added
+            if unit.act is not None:
+                x = child(module, unit.act)(x) if isinstance(unit.act, tuple) else torch.relu(x)
+        if block.pool is not None:
+            x = child(module, block.pool)(x)
+    return x
+
+
+def _run_unit(module: nn.Module, unit: UnitPaths, x: Tensor) -> Tensor:
+    y = x if unit.conv is None else child(module, unit.conv)(x)
+    z: Tensor = child(module, unit.norm)(y)
+    return z
+
+
+def _strided(kind: Any, shortcut: Tensor) -> Tensor:
+    """Return what a shortcut without parameters adds."""
+    if not isinstance(kind, tuple):
+        return shortcut
+    (rows, columns), before, after = kind
+    return F.pad(shortcut[:, :, ::rows, ::columns], (0, 0, 0, 0, before, after))
+
+
 class FusedModule(nn.Module):
     """The mixin in front of a module's own class; ``_fused`` maps ``training`` to a :class:`Plan`."""
 
-    _fused: dict[bool, Plan]
+    if TYPE_CHECKING:  # torch.jit.script would read it
+        _fused: dict[bool, Plan]
+
+    def extra_repr(self) -> str:
+        """Say so where the model is printed."""
+        return ", ".join(filter(None, (super().extra_repr(), "fused")))
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         reduced: Any = super().__reduce_ex__(protocol)
@@ -164,14 +262,25 @@ def fused_class(cls: Any) -> Any:
     @functools.wraps(cls.forward)  # what asks for a forward's signature gets the stock one
     def forward(self: FusedModule, *args: Any, **kwargs: Any) -> Any:
         plan = self._fused.get(self.training) if "_fused" in self.__dict__ else None
-        if plan is not None and len(args) == 1 and not kwargs and serves_input(args[0], self.training):
+        if plan is None:
+            reason = NO_PLAN
+        elif len(args) != 1 or kwargs:
+            reason = "the last call had other arguments than one tensor"
+        elif not (reason := why_not_input(args[0], self.training)):
             chains = prepare(self, plan)
-            if not isinstance(chains, str) and serves_batch(chains, args[0]) and serves_dtype(chains, args[0]):
-                return plan.forward(self, PreparedChains(chains), args[0])
+            if isinstance(chains, str):
+                reason = chains
+            elif serves_batch(chains, args[0]):
+                note_last_call(self, "")
+                return plan.forward(self, PreparedChains(self, plan, chains), args[0])
+            else:
+                reason = "the last call had an empty batch"
+        note_last_call(self, reason)
         return super(FusedModule, self).forward(*args, **kwargs)
 
-    namespace = {"forward": forward, "__module__": cls.__module__, "__doc__": cls.__doc__}
-    return type(f"Fused{cls.__name__}", (FusedModule, cls), namespace)
+    # under its own name, by which wrapping policies and checkpoints know a class
+    names = {"__module__": cls.__module__, "__qualname__": cls.__qualname__, "__doc__": cls.__doc__}
+    return type(cls.__name__, (FusedModule, cls), {"forward": forward, **names})
 
 
 def stock_class(cls: type) -> type:
@@ -191,30 +300,48 @@ def restore(cls: type[nn.Module]) -> nn.Module:
     return module
 
 
-def serves_input(x: Any, training: bool) -> bool:
-    """Whether a call with this argument can be fused at all; asked before anything is read from the modules."""
+def note_last_call(module: nn.Module, reason: str) -> None:
+    """Keep why the last call of a module, or of a chain in it, was stock's; :func:`fused_resnet.explain` says it."""
+    if not torch.compiler.is_compiling():
+        module.__dict__["_fused_last"] = reason
+
+
+def why_not_input(x: Any, training: bool) -> str:
+    """Return why a call with this argument cannot be fused at all; asked before anything is read from the modules."""
     compiling = torch.compiler.is_compiling()
-    return (
-        isinstance(x, Tensor)
-        and (compiling or (type(x) is Tensor and not _has_any_global_hook()))
-        and not torch._C._get_tracing_state()
-        and x.dim() == 4
-        and x.device.type != "meta"
-        # an exported model for inference is plain aten, which never needs this package
-        and (training or not (compiling and torch.compiler.is_exporting()))
-        and not torch._C._are_functorch_transforms_active()
-        and forward_ad._current_level < 0
+    if not isinstance(x, Tensor) or not (compiling or type(x) is Tensor):
+        return f"the last call had a {type(x).__name__}, not a torch.Tensor"
+    if x.dim() != 4:
+        return f"the last call had a tensor of {x.dim()} dimensions, not of 4"
+    if x.device.type == "meta":
+        return "the last call had a tensor without data"
+    if not compiling and (_has_any_global_hook() or _has_function_mode()):
+        return "a global module hook or a TorchFunctionMode sees every call"
+    if torch._C._get_tracing_state() or (compiling and not training and torch.compiler.is_exporting()):
+        return "what is traced or exported for inference is plain PyTorch"
+    if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
+        return "the last call was inside a torch.func transform or forward-mode differentiation"
+    return ""
+
+
+def _has_function_mode() -> bool:
+    """Whether a TorchFunctionMode looks at every call of torch; a device given to new tensors is none to us."""
+    return bool(torch._C._len_torch_function_stack()) and any(
+        type(mode) is not DeviceContext for mode in _get_current_function_mode_stack()
     )
 
 
-def serves_batch(chains: list[PreparedChain], x: Tensor) -> bool:
+def serves_batch(chains: list[PreparedChain | str], x: Tensor) -> bool:
     """Whether there is a batch, or other processes that wait for this one's part of their statistics."""
     return x.numel() > 0 or any(
-        type(norm) is nn.SyncBatchNorm and group_name(norm) is not None for chain in chains for norm in chain.norms
+        type(norm) is nn.SyncBatchNorm and group_name(norm) is not None
+        for chain in chains
+        if not isinstance(chain, str)
+        for norm in chain.norms
     )
 
 
-def serves_dtype(chains: list[PreparedChain], x: Tensor) -> bool:
+def serves_dtype(chain: PreparedChain, x: Tensor) -> bool:
     """Whether stock convolutions would take ``x``: in the dtype of their weights, or cast by autocast.
 
     Autocast casts what convolutions read; what a norm or an add reads keeps its dtype.
@@ -222,32 +349,43 @@ def serves_dtype(chains: list[PreparedChain], x: Tensor) -> bool:
     if torch.is_autocast_enabled(x.device.type):
         if x.dtype == torch.get_autocast_dtype(x.device.type):
             return True
-        for chain in chains:
-            (units, shortcut, _), *_ = chain.signature[0]
-            if units[0][0] is None or (shortcut is not None and not is_projection(shortcut)):
-                return False
+        (units, shortcut, _), *_ = chain.signature[0]
+        if units[0][0] is None or (shortcut is not None and not is_projection(shortcut)):
+            return False
         return x.dtype in (torch.float32, torch.bfloat16, torch.float16)
-    return x.is_floating_point() and all(
-        p.dtype == x.dtype for chain in chains for p in chain.parameters if p.dim() == 4
-    )
+    return x.is_floating_point() and all(p.dtype == x.dtype for p in chain.parameters if p.dim() == 4)
 
 
-def prepare(module: nn.Module, plan: Plan) -> list[PreparedChain] | str:
-    """Read every chain of a plan from the module's children as they are now, or say why one cannot serve."""
-    for container in plan.containers:
-        if reason := _why_not_as_traced(module, container):
+def prepare(module: nn.Module, plan: Plan) -> list[PreparedChain | str] | str:
+    """Read every chain of a plan from the module's children as they are now.
+
+    In the place of a chain that cannot serve is the reason; where none can, or the forward itself is another than the
+    one that was traced, the reason is all.
+    """
+    # torch.export, which puts functions of its own in their place, sees what it traces
+    if not (torch.compiler.is_compiling() and torch.compiler.is_exporting()) and not layers_are_stock():
+        return "a forward of torch's own layers, or a function that it calls, has been replaced"
+    for container, forward in zip(plan.containers, plan.forwards, strict=True):
+        if reason := _why_not_as_traced(module, container, forward):
             return reason
+    for function, *body in plan.functions:
+        if tuple(body) != _body(function):
+            return f"{function.__qualname__} has changed since it was fused"
     for path in plan.identities:
         identity = child(module, path)
         if reason := _why_not_plain(identity, path) or _why_not_type(identity, nn.Identity, path):
             return reason
-    chains = []
+    chains: list[PreparedChain | str] = []
+    reason = ""
+    serving = 0
     for paths in plan.chains:
         chain = _prepare_chain(module, paths, plan.options)
-        if isinstance(chain, str):
-            return chain
         chains.append(chain)
-    return chains
+        if isinstance(chain, str):
+            reason = reason or chain
+        else:
+            serving += 1
+    return chains if serving else reason
 
 
 def _prepare_chain(module: nn.Module, paths: ChainPaths, options: tuple[str, str]) -> PreparedChain | str:
@@ -258,7 +396,8 @@ def _prepare_chain(module: nn.Module, paths: ChainPaths, options: tuple[str, str
         if isinstance(signature, str):
             return signature
         blocks.append(signature)
-    return prepared._replace(signature=(tuple(blocks), options))
+    pool = paths[-1].pool if blocks[-1][2] is None else None
+    return prepared._replace(signature=(tuple(blocks), options), pool=pool)
 
 
 def _read_block(module: nn.Module, paths: BlockPaths, prepared: PreparedChain) -> Signature | str:
@@ -279,9 +418,8 @@ def _read_block(module: nn.Module, paths: BlockPaths, prepared: PreparedChain) -
     pool_signature = None
     if paths.pool is not None:
         pool = child(module, paths.pool)
-        if reason := _why_not_plain(pool, paths.pool) or _why_not_pool(pool, paths.pool):
-            return reason
-        pool_signature = (pair(pool.kernel_size), pair(pool.stride), pair(pool.padding))
+        if not (_why_not_plain(pool, paths.pool) or why_not_pool(pool, paths.pool)):
+            pool_signature = (pair(pool.kernel_size), pair(pool.stride), pair(pool.padding))
     return tuple(units), shortcut, pool_signature
 
 
@@ -297,10 +435,15 @@ def _read_unit(module: nn.Module, unit: UnitPaths, prepared: PreparedChain) -> S
         prepared.parameters.append(conv.weight)
         if conv.bias is not None:
             prepared.parameters.append(conv.bias)
+        if _watches_calls(conv.weight) or (conv.bias is not None and _watches_calls(conv.bias)):
+            return f"{'.'.join(unit.conv)} has a parameter of a subclass that sees torch's calls"
     norm = child(module, unit.norm)
     if reason := _why_not_plain(norm, unit.norm) or _why_not_norm(norm, unit.norm):
         return reason
-    prepared.parameters.extend([p for p in (norm.weight, norm.bias) if p is not None])
+    affine_parameters = [p for p in (norm.weight, norm.bias) if p is not None]
+    if any([_watches_calls(p) for p in affine_parameters]):  # noqa: C419 (Dynamo)
+        return f"{'.'.join(unit.norm)} has a parameter of a subclass that sees torch's calls"
+    prepared.parameters.extend(affine_parameters)
     batch_stats = not is_frozen_norm(norm) and (norm.training or norm.running_mean is None)
     prepared.norms.append(norm if batch_stats else None)
     if not batch_stats:
@@ -312,6 +455,46 @@ def _read_unit(module: nn.Module, unit: UnitPaths, prepared: PreparedChain) -> S
     affine = (norm.weight is not None, norm.bias is not None)
     group = group_name(norm) if type(norm) is nn.SyncBatchNorm else None
     return conv_signature, *affine, batch_stats, group, float(norm.eps).hex(), unit.act is not None
+
+
+def layers_are_stock() -> bool:
+    """Whether the layers that chains stand for compute what torch's do: nobody has replaced their forward."""
+    return (
+        nn.Conv2d.forward is _CONV2D
+        and nn.Conv2d._conv_forward is _CONV_FORWARD
+        and nn.BatchNorm2d.forward is _BATCH_NORM
+        and nn.ReLU.forward is _RELU
+        and nn.MaxPool2d.forward is _MAX_POOL
+        and F.conv2d is _F_CONV2D
+        and F.batch_norm is _F_BATCH_NORM
+        and F.relu is _F_RELU
+        and F.max_pool2d is _F_MAX_POOL
+        and (torch.compiler.is_compiling() or _is_called_as_stock())
+        and nn.Module.__getattr__ is _GETATTR
+        and nn.BatchNorm2d._check_input_dim is _CHECK_INPUT_DIM
+        and torch.conv2d is _TORCH_CONV2D
+        and torch.batch_norm is _TORCH_BATCH_NORM
+        and torch.relu is _TORCH_RELU
+    )
+
+
+def _is_called_as_stock() -> bool:
+    return nn.Conv2d.__call__ is _CALL and nn.BatchNorm2d.__call__ is _CALL and nn.ReLU.__call__ is _CALL
+
+
+_CONV2D, _CONV_FORWARD, _BATCH_NORM = nn.Conv2d.forward, nn.Conv2d._conv_forward, nn.BatchNorm2d.forward
+_RELU, _MAX_POOL = nn.ReLU.forward, nn.MaxPool2d.forward
+_CALL, _GETATTR, _CHECK_INPUT_DIM = nn.Module.__call__, nn.Module.__getattr__, nn.BatchNorm2d._check_input_dim
+_TORCH_CONV2D, _TORCH_BATCH_NORM, _TORCH_RELU = torch.conv2d, torch.batch_norm, torch.relu
+_F_CONV2D, _F_BATCH_NORM, _F_RELU, _F_MAX_POOL = F.conv2d, F.batch_norm, F.relu, F.max_pool2d
+
+
+def _watches_calls(tensor: Tensor) -> bool:
+    """Whether a tensor is of a subclass that sees every call of torch."""
+    return type(tensor) not in (nn.Parameter, Tensor) and type(tensor).__torch_function__ is not _NOT_WATCHING
+
+
+_NOT_WATCHING = nn.Parameter.__torch_function__
 
 
 def child(module: nn.Module, path: Path) -> Any:
@@ -340,7 +523,9 @@ def is_frozen_norm(norm: nn.Module) -> bool:
 def _why_not_plain(module: Any, path: Path) -> str | None:
     if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks:
         return f"{'.'.join(path)} has a hook"
-    if "forward" in module.__dict__:
+    # what hides a method of the layer's class
+    own = module.__dict__
+    if "forward" in own or "_conv_forward" in own or "_check_input_dim" in own or "_call_impl" in own:
         return f"{'.'.join(path)} has a forward of its own"
     return None
 
@@ -363,7 +548,8 @@ def _why_not_norm(norm: Any, path: Path) -> str | None:
     return None if type(norm) in BATCH_NORMS else _why_not_type(norm, nn.BatchNorm2d, path)
 
 
-def _why_not_pool(pool: Any, path: Path) -> str | None:
+def why_not_pool(pool: Any, path: Path) -> str | None:
+    """Return why the kernels do not know a pool, or None."""
     if reason := _why_not_type(pool, nn.MaxPool2d, path):
         return reason
     if pool.return_indices or pool.ceil_mode or pair(pool.dilation) != (1, 1):
@@ -372,22 +558,43 @@ def _why_not_pool(pool: Any, path: Path) -> str | None:
     return f"{'.'.join(path)} has a window of more than 255" if kernel[0] * kernel[1] > 255 else None
 
 
-def _why_not_as_traced(module: nn.Module, container: Container) -> str | None:
+def _why_not_as_traced(module: nn.Module, container: Container, forward: Any) -> str | None:
+    if container.path == GLOBALS:
+        return _why_not_globals(container)
     name = ".".join(container.path) or "the module"
     inner = child(module, container.path)
     if container.path and own_class(inner) is not container.cls:
         return f"{name} is a {own_class(inner).__name__}, was a {container.cls.__name__} when it was fused"
     if container.path and (reason := _why_not_plain(inner, container.path)):
         return reason
+    if _forward_of(container.cls) is not forward:
+        return f"{container.cls.__name__}.forward has changed since it was fused"
     if tuple(inner._modules) != container.children:
         return f"{name} has other children than when it was fused"
     for child_name in container.children:
         if (getattr(inner, child_name) is None) != (child_name in container.missing):
             return f"{name}.{child_name} has changed since it was fused"
-    for attribute, value in container.attributes:
-        now = getattr(inner, attribute, None)
-        if (tuple(now) if isinstance(now, list) else now) != value:
-            return f"{name}.{attribute} has changed since it was fused"
+    return _why_not_read(container, inner, f"{name}.")
+
+
+def _forward_of(cls: Any) -> Any:
+    return getattr(cls, "forward", None)
+
+
+def _why_not_read(container: Container, source: Any, prefix: str) -> str | None:
+    for names, value in container.attributes:
+        now = source
+        for attribute in names:
+            now = getattr(now, attribute, None)
+        if not same(now, value):
+            return f"{prefix}{'.'.join(names)} has changed since it was fused"
+    return None
+
+
+def _why_not_globals(container: Container) -> str | None:
+    for (module, name), value in container.attributes:
+        if not same(sys.modules[module].__dict__.get(name), value):
+            return f"the global {name} of {module} has changed since it was fused"
     return None
 
 
@@ -400,9 +607,13 @@ def update_running_stats(chain: PreparedChain, moments: Sequence[Tensor]) -> Non
         return
     by_momentum: dict[float | None, tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor]]] = {}
     for norm, new in zip(chain.norms, moments, strict=True):
-        if norm is None or not norm.training or not norm.track_running_stats or norm.running_mean is None:
+        if norm is None or not norm.training or not norm.track_running_stats:
             continue
         counter = norm.num_batches_tracked
+        if norm.running_mean is None:
+            if counter is not None:
+                counter.add_(1)
+            continue
         momentum = 0.0 if norm.momentum is None and counter is None else norm.momentum
         means, variances, counters, batch = by_momentum.setdefault(momentum, ([], [], [], []))
         means.append(norm.running_mean)

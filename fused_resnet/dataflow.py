@@ -5,13 +5,15 @@ perhaps an add with a shortcut, a last ReLU, or a max pool.  No class is known b
 Hugging Face's and one's own are found alike.
 """
 
+import builtins
+import contextlib
 import operator
 import random
 import re
 import sys
-from collections import Counter
-from collections.abc import Sequence
-from types import BuiltinFunctionType, FunctionType, ModuleType
+from collections import Counter, OrderedDict
+from collections.abc import Iterator, Sequence
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
@@ -21,6 +23,7 @@ from torch import fx, nn
 from fused_resnet.blocks import (
     BATCH_NORMS,
     FUNCTION,
+    GLOBALS,
     BlockPaths,
     ChainPaths,
     Container,
@@ -31,8 +34,10 @@ from fused_resnet.blocks import (
     is_frozen_norm,
     own_class,
     prepare,
+    why_not_pool,
 )
 from fused_resnet.chain_spec import IDENTITY, NOT_PADDED, Padded, Pair
+from fused_resnet.provable import Unprovable, Watch
 
 RELU_FUNCTIONS = (F.relu, F.relu_, torch.relu, torch.relu_, "relu", "relu_")
 ADD_FUNCTIONS = ("add", "add_", "iadd")
@@ -51,29 +56,32 @@ def find_plan(module: nn.Module, training: bool, options: tuple[str, str], stage
     reason = ""
     for deep in (True, False) if may_be_whole else (False,):
         try:
-            graph, containers = _trace(module, training, deep)
+            found = _find(module, training, options, stages, deep)
         except Exception as error:  # whatever a forward holds meets the tracer; what it says is the reason reported
-            reason = f"its forward cannot be traced: {(str(error).strip() or type(error).__name__).splitlines()[0]}"
-            continue
-        identities = _drop_identities(module, graph)
-        matches = _Matcher(module, graph).matches()
-        if stages:
-            matches = _joined(matches)
-        if deep and not _is_whole(graph, matches):
-            continue
-        if deep and len({path[0] for match in matches for block in match.paths for path in block.modules}) == 1:
-            continue  # the chain is a child's own
-        if not matches:
-            reason = why_no_match(module)
-            continue
-        plan = Plan(
-            tuple(match.paths for match in matches), containers, identities, _write_forward(graph, matches), options
-        )
-        prepared = prepare(module, plan)
-        if not isinstance(prepared, str):
-            return plan
-        reason = prepared
+            found = f"its forward cannot be traced: {(str(error).strip() or type(error).__name__).splitlines()[0]}"
+        if isinstance(found, Plan):
+            return found
+        reason = found or reason
     return reason
+
+
+def _find(module: nn.Module, training: bool, options: tuple[str, str], stages: bool, deep: bool) -> Plan | str:
+    """Return a plan, or why there is none; nothing where a deep trace shows what the children's own will."""
+    graph, containers = _trace(module, training, deep)
+    identities = _drop_identities(module, graph)
+    matches = _Matcher(module, graph).matches()
+    if stages:
+        matches = _joined(matches)
+    if deep and not _is_whole(graph, matches):
+        return ""
+    if deep and len({path[0] for match in matches for block in match.paths for path in block.modules}) == 1:
+        return ""  # the chain is a child's own
+    if not matches:
+        return why_no_match(module)
+    paths = tuple(match.paths for match in matches)
+    plan = Plan(paths, containers, identities, _write_forward(graph, matches), options)
+    prepared = prepare(module, plan)
+    return prepared if isinstance(prepared, str) else plan
 
 
 def is_norm(module: nn.Module | None) -> bool:
@@ -82,8 +90,8 @@ def is_norm(module: nn.Module | None) -> bool:
 
 
 def is_primitive(module: nn.Module) -> bool:
-    """Whether a module is one of torch's own layers (or a frozen norm), which a trace does not go into."""
-    if is_frozen_norm(module):
+    """Whether a module is one of torch's own layers, or a batch norm of any kind, which a trace does not go into."""
+    if is_frozen_norm(module) or isinstance(module, nn.modules.batchnorm._BatchNorm):
         return True
     return type(module).__module__.startswith("torch.nn.modules") and not isinstance(
         module, (nn.Sequential, nn.ModuleList, nn.ModuleDict)
@@ -99,13 +107,39 @@ def why_no_match(module: nn.Module) -> str:
 
 
 class _Value(fx.Proxy):
-    """A traced tensor, which says so to a forward that asks ``isinstance(x, torch.Tensor)``."""
+    """A traced tensor; Python's own ``isinstance`` says so while a trace runs, and torch's C++ is never told."""
 
     _is_param = _is_buffer = False
 
-    @property  # type: ignore[misc]
-    def __class__(self) -> type:
-        return torch.Tensor
+    def __iadd__(self, other: Any) -> Any:  # which fx would make an add
+        return self.tracer.create_proxy("call_function", operator.iadd, (self, other), {})
+
+    def __isub__(self, other: Any) -> Any:
+        return self.tracer.create_proxy("call_function", operator.isub, (self, other), {})
+
+    def __imul__(self, other: Any) -> Any:
+        return self.tracer.create_proxy("call_function", operator.imul, (self, other), {})
+
+    def __itruediv__(self, other: Any) -> Any:
+        return self.tracer.create_proxy("call_function", operator.itruediv, (self, other), {})
+
+
+@contextlib.contextmanager
+def _values_are_tensors() -> Iterator[None]:
+    """Let ``isinstance(value, torch.Tensor)`` be true of what stands for one."""
+    real = builtins.isinstance
+
+    def is_instance(value: Any, classes: Any) -> bool:
+        return real(value, classes) or (type(value) is _Value and real(_A_TENSOR, classes))
+
+    builtins.isinstance = is_instance
+    try:
+        yield
+    finally:
+        builtins.isinstance = real
+
+
+_A_TENSOR = torch.empty(0)
 
 
 class _Tracer(fx.Tracer):
@@ -113,6 +147,9 @@ class _Tracer(fx.Tracer):
 
     ``deep`` goes through the module's own children down to torch's layers; otherwise every child is a leaf.
     """
+
+    # a forward that writes into a buffer does so at every call, and never while it is traced
+    proxy_buffer_attributes = True
 
     def __init__(self, deep: bool):
         super().__init__()
@@ -123,7 +160,15 @@ class _Tracer(fx.Tracer):
         return _Value(node, self)
 
     def create_arg(self, a: Any) -> Any:
-        return a.node if type(a) is _Value else super().create_arg(a)
+        if type(a) is _Value:
+            return a.node
+        if isinstance(a, nn.Module) or (isinstance(a, list) and type(a) is not list):
+            raise Unprovable(f"it returns or hands on a {type(a).__name__}")
+        if type(a) is OrderedDict:  # which fx would make a dict
+            return self.create_proxy("call_function", OrderedDict, (list(a.items()),), {}).node
+        if not isinstance(a, dict) or type(a) is dict:
+            return super().create_arg(a)
+        raise Unprovable(f"it returns or hands on a {type(a).__name__}, a dict of its own kind")
 
     def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> tuple[Any, list[Any]]:
         return root_fn, [self.root, self.create_proxy("placeholder", "x", (), {})]
@@ -135,31 +180,45 @@ class _Tracer(fx.Tracer):
         return leaf
 
 
-class _Untraceable(Exception):
-    """A forward does what a trace cannot show."""
-
-
 def _trace(module: nn.Module, training: bool, deep: bool) -> tuple[fx.Graph, tuple[Container, ...]]:
     modules = [m for m in module.modules() if not is_primitive(m)]
     modes = [m.training for m in modules]
     before = [_state(m) for m in modules]
     random_before = _random_state()
-    tracer = _Tracer(deep)
+    tracer, watch = _Tracer(deep), Watch()
     try:
         for m in modules:
             m.training = training
-        graph = tracer.trace(module)
+        with watch, _values_are_tensors():
+            graph = tracer.trace(module)
     finally:
         for m, mode in zip(modules, modes, strict=True):
             m.training = mode
         drew = _restore_random_state(random_before)
-        changed = [name for m, state in zip(modules, before, strict=True) for name in _restore(m, state)]
+        changed = watch.restore()
+        changed += [f"self.{name}" for m, state in zip(modules, before, strict=True) for name in _restore(m, state)]
     if drew:
-        raise _Untraceable("it draws random numbers")
+        raise Unprovable("it draws random numbers")
     if changed:
-        raise _Untraceable(f"it changes self.{changed[0]}")
+        raise Unprovable(f"it changes {changed[0]}")
+    for node in graph.nodes:
+        node.type = None  # an annotation, which need not be a name that can be imported
     entered = {"": module, **tracer.entered}
-    return graph, tuple(_container(tuple(filter(None, name.split("."))), m) for name, m in entered.items())
+    paths = {m: _split(name) for name, m in entered.items()}
+    reads: dict[Path, dict[tuple[str, ...], Any]] = {}
+    for read in watch.reads(paths):
+        if read.path is None:
+            reads.setdefault(GLOBALS, {})[read.names] = read.value
+        else:
+            reads.setdefault(read.path, {})[read.names] = read.value
+    containers = [_container(path, m, reads.get(path, {})) for m, path in paths.items()]
+    if GLOBALS in reads:
+        containers.append(Container(GLOBALS, type(None), (), (), tuple(reads[GLOBALS].items())))
+    return graph, tuple(containers)
+
+
+def _split(name: str) -> Path:
+    return tuple(filter(None, name.split(".")))
 
 
 def _state(module: nn.Module) -> dict[str, Any]:
@@ -215,22 +274,12 @@ def _restore_random_state(before: dict[str, Any]) -> bool:
 
 
 _MISSING = object()
-_MODULE_ATTRIBUTES = frozenset(vars(nn.Module()))
-# attributes that steer a forward: a trace holds for the values that they had
-_STEERING = (bool, int, float, str, type(None), type, FunctionType, BuiltinFunctionType)
 
 
-def _container(path: Path, module: nn.Module) -> Container:
+def _container(path: Path, module: nn.Module, reads: dict[tuple[str, ...], Any]) -> Container:
     children = tuple(module._modules)
     missing = tuple(name for name in children if module._modules[name] is None)
-    values = {name: tuple(v) if isinstance(v, list) else v for name, v in vars(module).items()}
-    attributes = tuple(
-        (name, value)
-        for name, value in values.items()
-        if name not in _MODULE_ATTRIBUTES
-        and all(isinstance(item, _STEERING) for item in (value if isinstance(value, tuple) else [value]))
-    )
-    return Container(path, own_class(module), children, missing, attributes)
+    return Container(path, own_class(module), children, missing, tuple(reads.items()))
 
 
 class _Unit(NamedTuple):
@@ -278,6 +327,7 @@ class _Matcher:
                 rows[row[-1].end] = row
                 taken.update(node for unit in row for node in unit.nodes)
         matches = []
+        self.taken: set[fx.Node] = set()  # adds that a chain has
         for end, row in sorted(rows.items(), key=lambda item: -len(item[1])):  # of two in one add, the longer leads
             if end in rows and (match := self._match(row, rows)):
                 matches.append(match)
@@ -308,6 +358,8 @@ class _Matcher:
         shortcut_paths: UnitPaths | Padded | str | None = None
         pool: fx.Node | None = None
         consumer = self._consumer(end)
+        if consumer in self.taken:
+            consumer = None  # the other branch's chain ends in it
         if consumer is not None and row[-1].act is None and (other := self._added(consumer, end)):
             side = rows.get(other, [])
             if len(side) == 1 and side[0].conv is not None and side[0].act is None:
@@ -320,20 +372,22 @@ class _Matcher:
                 shortcut, shortcut_paths, padding = self._padded(other)
                 nodes += padding
             nodes.append(consumer)
+            self.taken.add(consumer)
             end = consumer
             relu = self._consumer(end)
             if relu is not None and self._is_relu(relu):
                 nodes.append(relu)
                 units[-1] = units[-1]._replace(act=self._act_path(relu))
                 end = relu
-        elif consumer is not None and self._calls(consumer, nn.MaxPool2d):
+        elif consumer is not None and self._pools(consumer):
             nodes.append(consumer)
             end = pool = consumer
         elif len(nodes) == 1:
             return None  # a batch norm alone
         if self._is_changed_before(end, x, nodes) or (shortcut and self._is_changed_before(end, shortcut, nodes)):
             return None
-        paths = BlockPaths(tuple(units), shortcut_paths, None if pool is None else _path(pool))
+        in_place = shortcut_paths is not None and _changes_in_place(self.root, consumer or end)
+        paths = BlockPaths(tuple(units), shortcut_paths, None if pool is None else _path(pool), in_place)
         return _Match((paths,), x, None if shortcut is x else shortcut, nodes, end)
 
     def _padded(self, end: fx.Node) -> tuple[fx.Node, Padded | str, list[fx.Node]]:
@@ -366,6 +420,11 @@ class _Matcher:
 
     def _calls(self, node: fx.Node, cls: type) -> bool:
         return type(_called(self.root, node)) is cls
+
+    def _pools(self, node: fx.Node) -> bool:
+        """Whether a node is a max pool that the kernels know; any other leaves the units in front of it their chain."""
+        pool = _called(self.root, node)
+        return type(pool) is nn.MaxPool2d and why_not_pool(pool, _path(node)) is None
 
     def _is_norm(self, node: fx.Node) -> bool:
         called = _called(self.root, node)
@@ -458,7 +517,7 @@ def _changes_in_place(root: nn.Module, node: fx.Node) -> bool:
     if node.op == "call_module":
         return bool(getattr(child(root, _path(node)), "inplace", False))
     name = _target_name(node)
-    return name.endswith("_") or name in ("iadd", "isub", "imul") or bool(node.kwargs.get("inplace"))
+    return name.endswith("_") or name in ("iadd", "isub", "imul", "itruediv") or bool(node.kwargs.get("inplace"))
 
 
 def _drop_identities(root: nn.Module, graph: fx.Graph) -> tuple[Path, ...]:

@@ -18,7 +18,7 @@ from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fused_resnet import ops
-from fused_resnet.blocks import FusedModule, PreparedChain, PreparedChains, child, prepare
+from fused_resnet.blocks import FusedModule, Plan, PreparedChain, PreparedChains, child, prepare
 from fused_resnet.chain import backward, forward
 from fused_resnet.chain_spec import make_chain
 
@@ -160,7 +160,7 @@ def trace(
             chains = "" if plan is None else prepare(module, plan)
             if plan is not None and not isinstance(chains, str) and module not in inside:
                 inside |= {child(module, path[:n]) for path in plan.modules for n in range(1, len(path))}
-                tracer = _Tracer(chains, engine)
+                tracer = _Tracer(module, plan, chains, engine)
                 with autocast, _in_eval(synchronized):
                     plan.forward(module, tracer, argument)
                 for index, steps in tracer.steps:
@@ -184,14 +184,17 @@ def _in_eval(norms: Sequence[nn.Module]) -> Iterator[None]:
 class _Tracer(PreparedChains):
     """The chains of one call, which a generated forward runs on tensors without data."""
 
-    def __init__(self, chains: list[PreparedChain], engine: str):
-        super().__init__(chains)
+    def __init__(self, module: nn.Module, plan: Plan, chains: list[PreparedChain | str], engine: str):
+        super().__init__(module, plan, chains)
         self.engine = engine
         self.steps: list[tuple[int, Steps]] = []
 
     def run(self, index: int, x: Tensor, shortcut: Tensor | None) -> Tensor:
         self.index = index
         return super().run(index, x, shortcut)
+
+    def serves(self, chain: PreparedChain, x: Tensor) -> bool:
+        return True  # the input's dtype is nothing to what a chain moves
 
     def _run(self, chain: PreparedChain, x: Tensor, shortcut: Tensor | None) -> Tensor:
         spec = make_chain(chain.signature)

@@ -14,6 +14,7 @@ from fused_resnet import engines, ops
 from fused_resnet.block_forward import keeps_y
 from fused_resnet.blocks import (
     FUNCTION,
+    NO_PLAN,
     BlockPaths,
     ChainPaths,
     FusedModule,
@@ -121,6 +122,7 @@ def unfuse(model: nn.Module) -> nn.Module:
         if isinstance(module, FusedModule):
             module.__class__ = stock_class(type(module))
             vars(module).pop("_fused", None)
+            vars(module).pop("_fused_last", None)
     return model
 
 
@@ -208,18 +210,21 @@ def explain(model: nn.Module, input_shape: Sequence[int] | None = None, *, dtype
     rows: list[Row] = []
     for name, module, plans in _survey(model, ("auto", "fast")):
         shown = name or f"({type(model).__name__})"
-        plan = plans if isinstance(plans, str) else plans.get(module.training, "it has no plan for this mode")
+        plan = plans if isinstance(plans, str) else plans.get(module.training, NO_PLAN)
         chains = plan if isinstance(plan, str) else prepare(module, plan)
         if isinstance(plan, str) or isinstance(chains, str):
             rows.append(Row(shown, None, "", str(chains)))
             continue
         for i, (paths, chain) in enumerate(zip(plan.chains, chains, strict=True)):
-            if isinstance(module, FusedModule):
+            if isinstance(chain, str):
+                rows.append(Row(shown, None, "", f"{_describe(paths)}: {chain}"))
+            elif isinstance(module, FusedModule):
                 engine = _serving_engine(plan.options[0], chain.parameters, dtype)
                 notes = (
                     _not_kept(paths, chain, engine, dtype),
                     _synchronized(chain),
                     _copies(engine, chain.parameters),
+                    _last_call(module),
                 )
                 reason = "; ".join(filter(None, notes))
                 rows.append(Row(shown, _describe(paths), engine, reason, steps.get((name, i))))
@@ -267,6 +272,12 @@ def _synchronized(prepared: PreparedChain) -> str:
     return "batch norm synchronized" + (", which stock PyTorch refuses on the CPU" if on_cpu else "")
 
 
+def _last_call(module: nn.Module) -> str:
+    """Say why the last call went to stock modules, where it did."""
+    reason = vars(module).get("_fused_last", "")
+    return f"stock in the last call: {reason}" if reason else ""
+
+
 def _copies(engine: str, parameters: list[torch.Tensor]) -> str:
     """Say where a chain makes copies that a channels_last model would not need."""
     weights = [p for p in parameters if p.dim() == 4]
@@ -296,7 +307,7 @@ def _without_prefix(block: BlockPaths, n: int) -> BlockPaths:
         return UnitPaths(u.conv and u.conv[n:], u.norm[n:], u.act[n:] if isinstance(u.act, tuple) else u.act)
 
     shortcut = unit(block.shortcut) if isinstance(block.shortcut, UnitPaths) else block.shortcut
-    return BlockPaths(tuple(map(unit, block.units)), shortcut, block.pool and block.pool[n:])
+    return block._replace(units=tuple(map(unit, block.units)), shortcut=shortcut, pool=block.pool and block.pool[n:])
 
 
 def _describe_block(paths: BlockPaths) -> str:

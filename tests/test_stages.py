@@ -150,13 +150,13 @@ def test_a_hook_on_a_block_leaves_the_blocks_fused_one_by_one(chains_run):
     model(x)
     assert [len(blocks) for blocks, _ in chains_run] == [1, 1, 1]
     report = fused_resnet.explain(model)
-    assert [(row.module, row.reason) for row in report.left] == [("(FusedSequential)", "1 has a hook")]
+    assert [(row.module, row.reason) for row in report.left] == [("(Sequential)", "1 has a hook")]
     assert [row.module for row in report.fused] == ["0", "1", "2"]
     handle.remove()
     chains_run.clear()
     model(x)
     assert [len(blocks) for blocks, _ in chains_run] == [3]
-    assert [row.module for row in fused_resnet.explain(model).fused] == ["(FusedSequential)"]
+    assert [row.module for row in fused_resnet.explain(model).fused] == ["(Sequential)"]
 
 
 def test_explain_names_the_blocks_of_a_stage():
@@ -209,7 +209,7 @@ def test_layers_of_a_torchvision_network_are_stages(chains_run):
     model(torch.randn(2, 3, 32, 32)).sum().backward()
     assert [len(blocks) for blocks, _ in chains_run] == [1, 2, 2, 2, 2]
     report = fused_resnet.explain(model, (2, 3, 32, 32))
-    assert [row.module for row in report.fused] == ["(FusedResNet)", "layer1", "layer2", "layer3", "layer4"]
+    assert [row.module for row in report.fused] == ["(ResNet)", "layer1", "layer2", "layer3", "layer4"]
     by_block = fused_resnet.explain(fused_resnet.fuse(model), (2, 3, 32, 32))
     passes = [sum(row.steps.bytes for row in r.fused) for r in (report, by_block)]
     assert passes[0] < passes[1]

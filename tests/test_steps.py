@@ -25,7 +25,7 @@ def test_an_explained_model_is_not_changed():
     assert all(row.steps is not None for row in report.fused)
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     assert all(p.grad is None for p in model.parameters())
-    assert type(model).__name__ == "FusedResNet"
+    assert type(model).__name__ == "ResNet"
 
 
 def test_the_steps_are_those_that_a_step_runs():
@@ -129,7 +129,7 @@ def test_the_steps_of_one_module_fit_a_terminal(capsys):
         (["--steps", "layer1.0"], "--steps needs --input-shape N C H W"),
         (
             ["--input-shape", "8", "3", "32", "32", "--steps", "layer9"],
-            "--steps must be one of (FusedResNet), layer1.0",
+            "--steps must be one of (ResNet), layer1.0",
         ),
         (["--input-shape", "8", "1", "32", "32"], "takes no input of shape (8, 1, 32, 32)"),
     ],

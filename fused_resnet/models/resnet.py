@@ -299,7 +299,7 @@ class ResNet(nn.Module):
         x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
         features = {}
         for name in self.stage_names:
-            x = getattr(self, name)(x)
+            x = self.get_submodule(name)(x)
             if self.features_only:
                 features[name] = x
         if self.features_only:

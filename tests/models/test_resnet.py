@@ -73,7 +73,7 @@ def test_a_plain_block_adds_nothing():
 
 def test_every_stage_of_a_plain_network_is_one_chain():
     report = fused_resnet.explain(fused_resnet.fuse(models.create("plain20")))
-    assert [row.module for row in report.fused] == ["(FusedResNet)", "layer1", "layer2", "layer3"]
+    assert [row.module for row in report.fused] == ["(ResNet)", "layer1", "layer2", "layer3"]
     assert not report.left
 
 

@@ -1,0 +1,434 @@
+"""What a trace of a forward cannot show, read off the code of every function that it runs.
+
+``torch.fx`` records what happens to tensors, and nothing else: a ``with`` block, a store, a print are lost, and what
+else steers a forward is frozen.  So every Python function that a trace enters is watched, and its code is read: what it
+may not hold refuses the forward, with file and line; what it reads besides tensors becomes a guard (:class:`Read`).
+Torch's own Python is trusted, but for the files that change how torch runs (:data:`MODES`).
+"""
+
+import builtins
+import dis
+import enum
+import functools
+import gc
+import os
+import sys
+from collections.abc import Iterator
+from types import BuiltinFunctionType, CodeType, FrameType, FunctionType, MethodType, ModuleType
+from typing import Any, NamedTuple, NoReturn
+
+import torch
+from torch import fx, nn
+
+TORCH = os.path.dirname(torch.__file__) + os.sep
+PYTHON = os.path.dirname(os.__file__) + os.sep
+TRACER = tuple(os.path.join(os.path.dirname(__file__), name) for name in ("provable.py", "dataflow.py", "blocks.py"))
+# what changes how torch runs, or runs code where a trace does not look
+MODES = (
+    "utils/_contextlib.py",
+    "autograd/grad_mode.py",
+    "autograd/function.py",
+    "autograd/graph.py",
+    "autograd/profiler.py",
+    "amp/autocast_mode.py",
+    "utils/checkpoint.py",
+    "random.py",
+)
+# by opcode, in every Python from 3.10 on
+REFUSED = {
+    "BEFORE_WITH": "a with block",
+    "SETUP_WITH": "a with block",
+    "BEFORE_ASYNC_WITH": "a with block",
+    "LOAD_SPECIAL": "a with block",  # Python 3.14
+    "PUSH_EXC_INFO": "a try block",
+    "SETUP_FINALLY": "a try block",
+    "STORE_ATTR": "a store to an attribute",
+    "DELETE_ATTR": "a deleted attribute",
+    "STORE_GLOBAL": "a store to a global",
+    "DELETE_GLOBAL": "a deleted global",
+    "DELETE_SUBSCR": "a deleted item",
+    "IMPORT_NAME": "an import",
+    "GET_AWAITABLE": "an await",
+}
+BUILTINS = frozenset((
+    "isinstance", "issubclass", "len", "range", "zip", "enumerate", "list", "tuple", "dict", "set", "reversed", "int",
+    "float", "bool", "str", "max", "min", "sum", "sorted", "super", "slice", "map", "filter", "any", "all", "abs",
+    "getattr", "hasattr", "round", "callable", "divmod", "pow", "NotImplemented", "Ellipsis",
+))  # fmt: skip
+# what answers by a mode, which no guard here looks at, sets one, or makes what a trace takes for another
+ASKS_A_MODE = frozenset((
+    "is_grad_enabled", "is_inference_mode_enabled", "is_autocast_enabled", "is_autocast_cpu_enabled",
+    "is_autocast_available", "get_autocast_dtype", "get_autocast_gpu_dtype", "get_default_dtype", "is_inference",
+    "get_default_device", "environ", "getenv", "set_grad_enabled", "set_default_dtype", "Parameter", "Buffer",
+    "get_num_threads", "are_deterministic_algorithms_enabled", "attrgetter", "_C",
+))  # fmt: skip
+# attributes of what is no module: a traced value, a list, a dict; and a method of the class above
+OF_VALUES = frozenset((*dir(torch.Tensor), *dir(list), *dir(dict), *dir(str), "forward"))
+CONSTANTS = (torch.dtype, torch.device, torch.layout, torch.memory_format, type, type(None))
+PURE_MODULES = ("torch", "math", "operator", "typing", "collections", "functools", "itertools", "builtins")
+IMMUTABLE = (
+    bool, int, float, complex, str, bytes, type(None), type, enum.Enum, torch.dtype, torch.device, torch.layout,
+    torch.memory_format, FunctionType, BuiltinFunctionType, slice, range, frozenset,
+)  # fmt: skip
+
+
+# what may be a variable of the function around: names that are bound once, and what a trace sees
+REFERENCES = (fx.Proxy, nn.Module, FunctionType, BuiltinFunctionType, MethodType, type, ModuleType)
+
+
+class Unprovable(Exception):
+    """A forward does what a trace cannot show."""
+
+
+class Read(NamedTuple):
+    """Something that steered a trace: what was read, from where, and a copy of what it was.
+
+    ``names`` are attributes, from the module at ``path`` down; where ``path`` is None, the name of a module and of a
+    global in it.
+    """
+
+    path: tuple[str, ...] | None
+    names: tuple[str, ...]
+    value: Any
+
+
+class Code(NamedTuple):
+    """What a function holds: why it is refused, and which attributes of ``self`` and globals it reads."""
+
+    refused: dict[int, str]  # by line
+    attributes: tuple[tuple[str, ...], ...]
+    names: tuple[tuple[str, tuple[str, ...], int], ...]
+    asks_by_name: bool  # getattr(self, name)
+
+
+class Watch:
+    """Sees every Python function before it runs inside; one that a trace cannot show raises :class:`Unprovable`."""
+
+    def __init__(self) -> None:
+        self._seen: set[tuple[CodeType, int]] = set()
+        self._reads: list[tuple[nn.Module | None, tuple[str, ...], Any]] = []
+        self._refused: Unprovable | None = None
+        self._containers: dict[int, tuple[Any, Any, str]] = {}
+
+    def __enter__(self) -> "Watch":
+        self._collects = gc.isenabled()
+        gc.disable()  # what it calls is none of the forward's
+        self._before = sys.getprofile()
+        sys.setprofile(self._call)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        sys.setprofile(self._before)
+        if self._collects:
+            gc.enable()
+
+    def keep(self, value: Any, what: str) -> None:
+        """Remember what is in a list, dict or set of the forward's, and in those inside it."""
+        if isinstance(value, (list, dict, set)) and id(value) not in self._containers:
+            self._containers[id(value)] = value, value.copy(), what
+        if isinstance(value, (list, tuple)):
+            for item in value:
+                self.keep(item, what)
+        elif isinstance(value, dict):
+            for item in value.values():
+                self.keep(item, what)
+
+    def restore(self) -> list[str]:
+        """Undo what the trace did to containers and name those that it changed."""
+        changed = []
+        for value, before, what in self._containers.values():
+            if _items(value) != _items(before):
+                changed.append(what)
+                value.clear()
+                value.extend(before) if isinstance(value, list) else value.update(before)
+        return changed
+
+    def reads(self, paths: dict[nn.Module, tuple[str, ...]]) -> Iterator[Read]:
+        """Yield what steered the trace; ``paths`` are the modules that it went through."""
+        if self._refused is not None:
+            raise self._refused
+        for owner, names, value in self._reads:
+            if owner is None:
+                yield Read(None, names, value)
+            elif owner in paths:
+                inside = value[0] if isinstance(value, tuple) and value else None
+                if inside != "children" or (*paths[owner], *names) not in paths.values():
+                    yield Read(paths[owner], names, value)
+            else:
+                raise Unprovable(f"it runs a {type(owner).__name__} that is no child of its own")
+
+    def _call(self, frame: FrameType, event: str, _: Any) -> None:
+        try:
+            self._look(frame, event)
+        except Unprovable as error:
+            self._refused = error  # for where somebody catches it
+            raise
+
+    def _look(self, frame: FrameType, event: str) -> None:
+        code = frame.f_code
+        if event != "call" or code.co_filename == __file__ or _is_trusted(frame):
+            return
+        names = frame.f_globals
+        if code.co_filename.startswith(TORCH):
+            raise Unprovable(f"it changes how torch runs: {names['__name__']}.{code.co_name}")
+        owner = frame.f_locals.get(code.co_varnames[0]) if code.co_argcount else None
+        if (code, id(owner)) in self._seen:
+            return
+        self._seen.add((code, id(owner)))
+        held = read_code(code)
+        for line, what in held.refused.items():
+            _refuse(code, line, f"holds {what}")
+        for name in code.co_freevars:
+            value = frame.f_locals.get(name)
+            if name != "__class__" and not isinstance(value, REFERENCES):
+                _refuse(code, code.co_firstlineno, f"reads {name}, a variable of the function around it")
+        for name in code.co_varnames[1 : code.co_argcount + code.co_kwonlyargcount]:
+            self.keep(frame.f_locals.get(name), f"its argument {name}")
+        if not isinstance(owner, fx.GraphModule):  # whose code has globals of its own, which nobody changes
+            self._reads += _globals(self, code, held, names)
+        if isinstance(owner, nn.Module):
+            if type(owner).__getattr__ is not nn.Module.__getattr__:  # the tracer's, while it runs
+                _refuse(code, code.co_firstlineno, f"belongs to a {type(owner).__name__}, which has a __getattr__")
+            if type(owner).__getattribute__ is not object.__getattribute__:
+                _refuse(code, code.co_firstlineno, f"belongs to a {type(owner).__name__} with a __getattribute__")
+            if held.asks_by_name:
+                for name in (*vars(owner), *(c for c in code.co_consts if isinstance(c, str) and c.isidentifier())):
+                    if name not in MODULE_ATTRIBUTES:
+                        self._reads += _attributes(self, code, owner, (name,), by_name=True)
+            for attributes in held.attributes:
+                self._reads += _attributes(self, code, owner, attributes)
+        elif isinstance(owner, type) and any(
+            not callable(getattr(owner, first, None)) for first, *_ in held.attributes
+        ):
+            _refuse(code, code.co_firstlineno, f"reads attributes of the class {owner.__name__}")
+        elif (held.attributes or held.asks_by_name) and not isinstance(owner, (fx.Proxy, *IMMUTABLE, list, tuple)):
+            _refuse(code, code.co_firstlineno, f"reads attributes of a {type(owner).__name__}")
+
+
+def _items(value: Any) -> list[int]:
+    """Return what a container holds, by identity."""
+    return [id(item) for item in ([*value, *value.values()] if isinstance(value, dict) else value)]
+
+
+def _is_trusted(frame: FrameType) -> bool:
+    """Whether a function is torch's own, but for the modes, or the tracer's, or runs on behalf of these."""
+    if str(frame.f_globals.get("__name__")).startswith("namedtuple_"):  # which collections has generated
+        return True
+    if frame.f_code.co_filename.startswith("<frozen"):  # Python's own collections
+        return True
+    file = frame.f_code.co_filename
+    while file.startswith(PYTHON) and "site-packages" not in file and frame.f_back is not None:
+        frame = frame.f_back
+        file = frame.f_code.co_filename
+    if file.startswith(TORCH):
+        return file[len(TORCH) :] not in MODES
+    return file in TRACER
+
+
+def _refuse(code: CodeType, line: int, what: str) -> NoReturn:
+    raise Unprovable(f"{os.path.basename(code.co_filename)}:{line} ({code.co_name}) {what}")
+
+
+@functools.cache
+def read_code(code: CodeType) -> Code:
+    """Read what a function's code holds."""
+    refused: dict[int, str] = {}
+    attributes: set[tuple[str, ...]] = set()
+    names: set[tuple[str, tuple[str, ...], int]] = set()
+    line = code.co_firstlineno
+    asks_by_name = False
+    instructions = list(dis.get_instructions(code))
+    for i, instruction in enumerate(instructions):
+        starts = getattr(instruction, "line_number", instruction.starts_line)  # by its name in Python 3.13
+        line = line if starts is None else starts
+        name = instruction.opname
+        if name in REFUSED:
+            refused[line] = REFUSED[name]
+        chain = []
+        for following in instructions[i + 1 :]:
+            if following.opname not in ("LOAD_ATTR", "LOAD_METHOD"):
+                break
+            chain.append(str(following.argval).removesuffix(" + NULL|self"))
+        # two loads may be one instruction
+        loaded = instruction.argval[-1] if isinstance(instruction.argval, tuple) else instruction.argval
+        is_self = name.startswith("LOAD_FAST") and code.co_argcount and loaded == code.co_varnames[0]
+        if is_self and chain:
+            attributes.add(tuple(chain))
+        is_global = name in ("LOAD_GLOBAL", "LOAD_NAME")
+        unknown = [name for name in chain if name not in OF_VALUES]
+        if unknown and not (is_self or is_global or name in ("LOAD_ATTR", "LOAD_METHOD")):
+            refused[line] = f"a read of .{unknown[0]}, of an object that is not self"
+        if name in ("LOAD_GLOBAL", "LOAD_NAME") and instruction.argval in ("getattr", "hasattr"):
+            of = instructions[i + 1 : i + 2]
+            asks_by_name = True
+            is_self = of and of[0].opname.startswith("LOAD_FAST") and of[0].argval == code.co_varnames[0]
+            if not is_self or instructions[i + 2].opname in ("LOAD_ATTR", "LOAD_METHOD"):
+                refused[line] = f"a {instruction.argval} of another object than self"
+        if name in ("LOAD_GLOBAL", "LOAD_NAME"):
+            names.add((instruction.argval, tuple(chain), line))
+    if code.co_flags & 0x20 and not code.co_name.startswith("<"):
+        refused |= {n: "a yield" for *_, n in code.co_lines() if n is not None}
+    return Code(refused, tuple(sorted(attributes)), tuple(sorted(names)), asks_by_name)
+
+
+Found = Iterator[tuple[nn.Module | None, tuple[str, ...], Any]]
+
+
+def _globals(watch: Watch, code: CodeType, held: Code, names: dict[str, Any]) -> Found:
+    module = str(names.get("__name__"))
+    if held.names and getattr(sys.modules.get(module), "__dict__", None) is not names:
+        _refuse(code, code.co_firstlineno, f"reads globals of {module}, which is no module that can be imported")
+    for name, chain, line in held.names:
+        if name not in names:
+            built_in = getattr(builtins, name, None)
+            if name not in BUILTINS and not (isinstance(built_in, type) and issubclass(built_in, BaseException)):
+                _refuse(code, line, f"calls {name}")
+            yield None, (module, name), None
+            continue
+        value = names[name]
+        if asked := ASKS_A_MODE.intersection((name, *chain)):
+            _refuse(code, line, f"asks {min(asked)}, which may change from call to call")
+        if isinstance(value, ModuleType):
+            root = value.__name__.partition(".")[0]
+            if root not in PURE_MODULES or not _is_constant(value, chain):
+                _refuse(code, line, f"reads the module {value.__name__}")
+            yield None, (module, name), value
+        elif isinstance(value, type):
+            if chain and not value.__module__.startswith("torch") and not callable(getattr(value, chain[0], None)):
+                _refuse(code, line, f"reads {name}.{chain[0]}, an attribute of a class")
+            yield None, (module, name), value
+        elif isinstance(value, (FunctionType, BuiltinFunctionType)):
+            if chain:
+                _refuse(code, line, f"reads {name}.{chain[0]}, an attribute of a function")
+            yield None, (module, name), value
+        elif type(value).__module__.partition(".")[0] not in ("torch", "typing"):
+            watch.keep(value, f"the global {name}")
+            yield None, (module, name), _kept(code, line, value, f"the global {name}")
+
+
+def _is_constant(module: ModuleType, chain: tuple[str, ...]) -> bool:
+    """Whether what is read of a module of functions is one, or a constant."""
+    value: Any = module
+    for name in chain:
+        if isinstance(value, (FunctionType, BuiltinFunctionType, type)):
+            return True
+        value = getattr(value, name, None)
+    if module.__name__ == "math" and chain[0] in ("pi", "e", "tau", "inf", "nan"):
+        return True
+    return callable(value) or isinstance(value, (*CONSTANTS, ModuleType))
+
+
+def _attributes(watch: Watch, code: CodeType, owner: nn.Module, chain: tuple[str, ...], by_name: bool = False) -> Found:
+    """Yield what ``self.a.b`` reads."""
+    value: Any = owner
+    line = code.co_firstlineno
+    for i, name in enumerate(chain):
+        so_far = chain[: i + 1]
+        what = f"self.{'.'.join(so_far)}"
+        if name in ("__dict__", "__class__", "_buffers", "_parameters", "_modules"):
+            _refuse(code, line, f"reads {what}")
+        if isinstance(value, nn.Module) and isinstance(getattr(type(value), name, None), property):
+            return  # its function is watched like any other
+        value = _get(value, name) if isinstance(value, nn.Module) else getattr(value, name)
+        if isinstance(value, nn.Module):
+            if isinstance(value, (nn.ModuleList, nn.ModuleDict, nn.Sequential)):
+                yield owner, so_far, ("children", *value._modules)
+            if "isinstance" in code.co_names:
+                yield owner, so_far, ("class", own_name(value))
+            continue
+        if isinstance(value, torch.Tensor):
+            if name in vars(owner) and not isinstance(value, nn.Parameter):
+                _refuse(code, line, f"reads {what}, a tensor that is no buffer")
+            yield owner, so_far, TENSOR
+        elif isinstance(value, MethodType):
+            inherited = getattr(nn.Module, name, None) is value.__func__
+            lent = type(value.__self__).__name__ == "FloatFunctional"  # torch's add and ReLU as methods of a module
+            if lent:
+                return
+            if (i or inherited) and name not in ("children", "named_children", "get_submodule"):
+                _refuse(code, line, f"calls {what}, a method that a trace does not enter")
+            yield owner, so_far, value.__func__
+        elif i + 1 < len(chain) and _is_plain(value, chain[i + 1]):
+            continue
+        elif value is _MISSING:
+            if by_name:  # it may appear
+                yield owner, so_far, None
+        else:
+            watch.keep(value, what)
+            yield owner, so_far, _kept(code, line, value, what)
+        return
+
+
+_MISSING = object()
+MODULE_ATTRIBUTES = frozenset(vars(nn.Module())) - {"training"}
+TENSOR = "a tensor"
+
+
+def _is_plain(value: Any, name: str) -> bool:
+    """Whether reading an attribute of an object, such as a configuration, runs no code and gives what it holds."""
+    if isinstance(value, (*IMMUTABLE, ModuleType, list, dict, set, tuple)):
+        return False
+    cls = type(value)
+    if any("__getattribute__" in vars(c) or "__getattr__" in vars(c) for c in cls.__mro__[:-1]):
+        return False
+    held = getattr(cls, name, None)
+    return hasattr(value, name) and not callable(held) and not isinstance(held, property)
+
+
+def _get(module: nn.Module, name: str) -> Any:
+    """Read an attribute past the tracer, which has put itself in the place of ``nn.Module.__getattr__``."""
+    for held in (vars(module), module._parameters, module._buffers, module._modules):
+        if name in held:
+            return held[name]
+    try:
+        return object.__getattribute__(module, name)
+    except AttributeError:
+        return _MISSING
+
+
+def own_name(module: nn.Module) -> tuple[str, str]:
+    """Return what a class is known by; fused, it keeps that."""
+    return type(module).__module__, type(module).__qualname__
+
+
+def _kept(code: CodeType, line: int, value: Any, what: str) -> Any:
+    try:
+        return frozen(value)
+    except TypeError:
+        _refuse(code, line, f"reads {what}, a {type(value).__name__}, which may change unseen")
+
+
+def frozen(value: Any) -> Any:
+    """Return a value, or a copy of a container of values, that can be compared later; TypeError for any other."""
+    if isinstance(value, IMMUTABLE):
+        return value
+    if type(value) in (list, tuple, torch.Size):
+        return (type(value).__name__, *[frozen(item) for item in value])
+    if isinstance(value, dict):
+        return ("dict", *[(frozen(key), frozen(item)) for key, item in value.items()])
+    if type(value) is set:
+        return ("set", frozenset(map(frozen, value)))
+    raise TypeError
+
+
+def same(value: Any, kept: Any) -> bool:
+    """Whether a value is still what :func:`frozen` made a copy of; in what ``torch.compile`` can follow."""
+    if isinstance(value, nn.Module):
+        if type(kept) is tuple and kept[0] == "class":
+            return bool(own_name(value) == kept[1])
+        return bool(type(kept) is tuple and kept == ("children", *value._modules))
+    if isinstance(value, torch.Tensor):
+        return bool(kept == TENSOR)
+    if isinstance(value, MethodType):
+        return value.__func__ is kept
+    if isinstance(value, (list, tuple)):
+        if type(kept) is not tuple or len(kept) != len(value) + 1 or kept[0] != type(value).__name__:
+            return False
+        return all([same(item, of) for item, of in zip(value, kept[1:], strict=True)])  # noqa: C419 (Dynamo)
+    if isinstance(value, dict):
+        if type(kept) is not tuple or len(kept) != len(value) + 1 or kept[0] != "dict":
+            return False
+        return all([same(k, of[0]) and same(v, of[1]) for (k, v), of in zip(value.items(), kept[1:], strict=True)])  # noqa: C419
+    if isinstance(value, set):
+        return bool(kept == ("set", frozenset(value)))
+    return value is kept or (type(value) is type(kept) and bool(value == kept))
