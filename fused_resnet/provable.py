@@ -238,6 +238,9 @@ def read_code(code: CodeType) -> Code:
     line = code.co_firstlineno
     asks_by_name = False
     instructions = list(dis.get_instructions(code))
+    first = code.co_varnames[0] if code.co_argcount else None
+    if any(i.opname.startswith(("STORE_FAST", "STORE_DEREF")) and first in (i.argval, *_pair(i)) for i in instructions):
+        first = None  # it becomes another object
     for i, instruction in enumerate(instructions):
         starts = getattr(instruction, "line_number", instruction.starts_line)  # by its name in Python 3.13
         line = line if starts is None else starts
@@ -250,8 +253,8 @@ def read_code(code: CodeType) -> Code:
                 break
             chain.append(str(following.argval).removesuffix(" + NULL|self"))
         # two loads may be one instruction
-        loaded = instruction.argval[-1] if isinstance(instruction.argval, tuple) else instruction.argval
-        is_self = name.startswith("LOAD_FAST") and code.co_argcount and loaded == code.co_varnames[0]
+        loaded = (instruction.argval, *_pair(instruction))[-1]
+        is_self = name.startswith(("LOAD_FAST", "LOAD_DEREF")) and loaded == first
         if is_self and chain:
             attributes.add(tuple(chain))
         is_global = name in ("LOAD_GLOBAL", "LOAD_NAME")
@@ -259,16 +262,21 @@ def read_code(code: CodeType) -> Code:
         if unknown and not (is_self or is_global or name in ("LOAD_ATTR", "LOAD_METHOD")):
             refused[line] = f"a read of .{unknown[0]}, of an object that is not self"
         if name in ("LOAD_GLOBAL", "LOAD_NAME") and instruction.argval in ("getattr", "hasattr"):
-            of = instructions[i + 1 : i + 2]
+            of = instructions[i + 1]
             asks_by_name = True
-            is_self = of and of[0].opname.startswith("LOAD_FAST") and of[0].argval == code.co_varnames[0]
-            if not is_self or instructions[i + 2].opname in ("LOAD_ATTR", "LOAD_METHOD"):
+            of_self = of.opname.startswith(("LOAD_FAST", "LOAD_DEREF")) and of.argval == first
+            if not of_self or instructions[i + 2].opname in ("LOAD_ATTR", "LOAD_METHOD"):
                 refused[line] = f"a {instruction.argval} of another object than self"
         if name in ("LOAD_GLOBAL", "LOAD_NAME"):
             names.add((instruction.argval, tuple(chain), line))
     if code.co_flags & 0x20 and not code.co_name.startswith("<"):
         refused |= {n: "a yield" for *_, n in code.co_lines() if n is not None}
     return Code(refused, tuple(sorted(attributes)), tuple(sorted(names)), asks_by_name)
+
+
+def _pair(instruction: dis.Instruction) -> tuple[Any, ...]:
+    """Return the two names of an instruction that is two in one."""
+    return instruction.argval if isinstance(instruction.argval, tuple) else ()
 
 
 Found = Iterator[tuple[nn.Module | None, tuple[str, ...], Any]]

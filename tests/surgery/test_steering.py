@@ -94,6 +94,13 @@ STEERING = {
         "self.many = nn.ModuleList([nn.Identity()])\nself.many[0].on = False",
         "setattr(model.many[0], 'on', on)",
     ),
+    "an attribute of another self": (
+        "again(self)",
+        "",
+        "setattr(model.relu, 'on', on)",
+        "def again(self):\n    self = self.relu\n    return getattr(self, 'on', False)",
+    ),
+    "an attribute of self in a lambda": ("(lambda: self.on)()", "self.on = False", "setattr(model, 'on', on)"),
     "an attribute of an alias": (
         "(lambda c: c.x)(self.cfg)",
         "self.cfg = Config()",
