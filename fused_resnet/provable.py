@@ -174,6 +174,8 @@ class Watch:
         owner = frame.f_locals.get(code.co_varnames[0]) if code.co_argcount else None
         if (code, id(owner)) in self._seen:
             return
+        if isinstance(owner, fx.GraphModule) and code is type(owner).forward.__code__:
+            return  # written from a graph, which holds calls of modules and functions and nothing else
         self._seen.add((code, id(owner)))
         held = read_code(code)
         for line, what in held.refused.items():
@@ -184,8 +186,7 @@ class Watch:
                 _refuse(code, code.co_firstlineno, f"reads {name}, a variable of the function around it")
         for name in code.co_varnames[1 : code.co_argcount + code.co_kwonlyargcount]:
             self.keep(frame.f_locals.get(name), f"its argument {name}")
-        if not isinstance(owner, fx.GraphModule):  # whose code has globals of its own, which nobody changes
-            self._reads += _globals(self, code, held, names)
+        self._reads += _globals(self, code, held, names)
         if isinstance(owner, nn.Module):
             if type(owner).__getattr__ is not nn.Module.__getattr__:  # the tracer's, while it runs
                 _refuse(code, code.co_firstlineno, f"belongs to a {type(owner).__name__}, which has a __getattr__")
