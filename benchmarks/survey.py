@@ -35,7 +35,6 @@ import json
 import math
 import multiprocessing
 import os
-import random
 import re
 import signal
 import statistics
@@ -59,6 +58,7 @@ if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
 import fused_resnet  # noqa: E402
+from fused_resnet import generators  # noqa: E402
 from fused_resnet.atomic import replacing  # noqa: E402
 from fused_resnet.environment import commit, installed  # noqa: E402
 
@@ -352,19 +352,13 @@ def _bytes_of(t: Tensor) -> str:
     return hashlib.blake2b(data.numpy(), digest_size=8).hexdigest()
 
 
-def _generators() -> dict[str, Any]:
-    numpy = sys.modules.get("numpy")
-    states = {"Python's": repr(random.getstate()), "torch's": _bytes_of(torch.get_rng_state())}
-    return states | ({"NumPy's": repr(numpy.random.get_state(legacy=False))} if numpy else {})
-
-
 class Snapshot:
     """What a model and the generators are now."""
 
     def __init__(self, model: nn.Module):
         named = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
         self.tensors = {name: (t, _bytes_of(t), t._version) for name, t in named}
-        self.generators = _generators()
+        self.generators = generators.state()
         self.modules = {
             name: (module, type(module), {key: (value, _keys(value)) for key, value in vars(module).items()})
             for name, module in model.named_modules(remove_duplicate=False)
@@ -557,7 +551,7 @@ def _measure_verify(model: nn.Module, limits: Limits, record: Record) -> None:
 
 def _verdict(network: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[str, float | None, str]:
     """Return what verify says in a word, the largest error ÷ what is allowed, and which results are not simply ok."""
-    verify = importlib.import_module("fused_resnet.verify").verify
+    verify = importlib.import_module("fused_resnet.verification").verify
     try:
         result = verify(network, *inputs)
     except Exception as error:
@@ -634,7 +628,7 @@ def survey(
 def _context(packages: set[str]) -> Any:
     """Return what starts processes: forks of one that has imported the packages, and no more."""
     context = multiprocessing.get_context("forkserver")
-    preload = ["fused_resnet", "fused_resnet.verify", *sorted(packages)]
+    preload = ["fused_resnet", "fused_resnet.verification", *sorted(packages)]
     context.set_forkserver_preload(preload + (["transformers.modeling_utils"] if "transformers" in packages else []))
     wanted = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     before = {name: os.environ.get(name) for name in wanted}

@@ -7,7 +7,7 @@
 
 from fused_resnet import functional, models
 from fused_resnet.surgery import explain, fuse, unfuse
-from fused_resnet.verify import verify
+from fused_resnet.verification import verify
 
 __all__ = ["explain", "functional", "fuse", "models", "unfuse", "verify"]
 

@@ -9,6 +9,7 @@ Everything in :meth:`FusedModule.forward` is also traced by ``torch.compile``; i
 
 import functools
 import importlib
+import itertools
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -33,7 +34,7 @@ Path = tuple[str, ...]
 Signature = tuple[Any, ...]
 
 FUNCTION = "function"
-GLOBALS: Path = ("<globals>",)  # in the place of a container's path: what forwards read of their modules
+Reads = tuple[tuple[tuple[str, ...], Any], ...]  # names, and what was read there, as provable.frozen copies it
 NO_PLAN = "it has no plan for this mode"
 BATCH_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
 
@@ -66,17 +67,13 @@ ChainPaths = tuple[BlockPaths, ...]
 
 
 class Container(NamedTuple):
-    """What the trace of a forward took for granted in a module that it went through.
-
-    ``attributes`` are names, from the module down, and what was read there, as :func:`fused_resnet.provable.frozen`
-    copies it.
-    """
+    """What the trace of a forward took for granted in a module that it went through; ``attributes`` from there down."""
 
     path: Path
-    cls: type
+    cls: type[nn.Module]
     children: tuple[str, ...]
     missing: tuple[str, ...]
-    attributes: tuple[tuple[tuple[str, ...], Any], ...]
+    attributes: Reads
 
 
 @dataclass(frozen=True)
@@ -96,6 +93,8 @@ class Plan:
         ``chains.run(i, x, shortcut)`` in the place of each chain.
     options
         Engine and memory: a plain tuple of what :class:`fused_resnet.chain_spec.Options` names.
+    globals
+        What the functions that ran read of their modules: a module's name, and a name in it.
     """
 
     chains: tuple[ChainPaths, ...]
@@ -103,6 +102,7 @@ class Plan:
     identities: tuple[Path, ...]
     source: str
     options: tuple[str, str]
+    globals: Reads = ()
     forward: Callable[..., Any] = field(init=False, repr=False, compare=False)
     functions: tuple[Any, ...] = field(init=False, repr=False, compare=False)  # that it calls, and their bodies
     forwards: tuple[Any, ...] = field(init=False, repr=False, compare=False)  # of the containers' classes
@@ -111,11 +111,12 @@ class Plan:
         namespace: dict[str, Any] = {}
         exec(compile(self.source, "<fused_resnet forward>", "exec"), namespace)
         object.__setattr__(self, "forward", namespace["forward"])
-        functions = (v for c in self.containers for _, v in c.attributes if isinstance(v, FunctionType))
+        reads = (self.globals, *(container.attributes for container in self.containers))
+        functions = (v for _, v in itertools.chain(*reads) if isinstance(v, FunctionType))
         object.__setattr__(
             self, "functions", tuple((f, *_body(f)) for f in functions if not f.__module__.startswith("torch"))
         )
-        forwards = tuple(_forward_of(container.cls) for container in self.containers)
+        forwards = tuple(container.cls.forward for container in self.containers)
         object.__setattr__(self, "forwards", forwards)
 
     @property
@@ -124,32 +125,33 @@ class Plan:
         return [path for chain in self.chains for block in chain for path in block.modules]
 
     def __reduce__(self) -> Any:
-        containers = tuple(map(_without_references, self.containers))
-        return _restore_plan, (self.chains, containers, self.identities, self.source, self.options)
+        containers = tuple(c._replace(attributes=_without_references(c.attributes)) for c in self.containers)
+        of_modules = _without_references(self.globals)
+        return _restore_plan, (self.chains, containers, self.identities, self.source, self.options, of_modules)
 
 
 REFERENCES = (FunctionType, BuiltinFunctionType, ModuleType, type)
 AS_LOADED = "as it is where the plan is loaded"
 
 
-def _without_references(container: Container) -> Container:
-    """Return a container whose functions, classes and modules are looked up again where a pickle is loaded."""
-    values = tuple((names, AS_LOADED if isinstance(v, REFERENCES) else v) for names, v in container.attributes)
-    return container._replace(attributes=values)
+def _without_references(reads: Reads) -> Reads:
+    """Return reads whose functions, classes and modules are looked up again where a pickle is loaded."""
+    return tuple((names, AS_LOADED if isinstance(value, REFERENCES) else value) for names, value in reads)
 
 
-def _restore_plan(chains: Any, containers: tuple[Container, ...], *rest: Any) -> Plan:
-    return Plan(chains, tuple(map(_with_references, containers)), *rest)
+def _with_references(reads: Reads, find: Callable[[tuple[str, ...]], Any]) -> Reads:
+    return tuple((names, find(names) if value == AS_LOADED else value) for names, value in reads)
 
 
-def _with_references(container: Container) -> Container:
-    def find(names: tuple[str, ...]) -> Any:
-        if container.path == GLOBALS:
-            return importlib.import_module(names[0]).__dict__.get(names[1])
-        return getattr(container.cls, names[-1], None)
+def _restore_plan(
+    chains: Any, containers: tuple[Container, ...], identities: Any, source: str, options: Any, of_modules: Reads
+) -> Plan:
+    def of_class(container: Container) -> Container:
+        reads = _with_references(container.attributes, lambda names: getattr(container.cls, names[-1], None))
+        return container._replace(attributes=reads)
 
-    values = tuple((names, find(names) if v == AS_LOADED else v) for names, v in container.attributes)
-    return container._replace(attributes=values)
+    of_modules = _with_references(of_modules, lambda names: vars(importlib.import_module(names[0])).get(names[1]))
+    return Plan(chains, tuple(map(of_class, containers)), identities, source, options, of_modules)
 
 
 def _body(function: FunctionType) -> tuple[Any, ...]:
@@ -234,10 +236,7 @@ def _run_unit(module: nn.Module, unit: UnitPaths, x: Tensor) -> Tensor:
 
 def _strided(kind: Any, shortcut: Tensor) -> Tensor:
     """Return what a shortcut without parameters adds."""
-    if not isinstance(kind, tuple):
-        return shortcut
-    (rows, columns), before, after = kind
-    return F.pad(shortcut[:, :, ::rows, ::columns], (0, 0, 0, 0, before, after))
+    return Padded(*kind).apply(shortcut) if isinstance(kind, tuple) else shortcut
 
 
 class FusedModule(nn.Module):
@@ -368,6 +367,9 @@ def prepare(module: nn.Module, plan: Plan) -> list[PreparedChain | str] | str:
     for container, forward in zip(plan.containers, plan.forwards, strict=True):
         if reason := _why_not_as_traced(module, container, forward):
             return reason
+    for (of_module, name), value in plan.globals:
+        if not same(sys.modules[of_module].__dict__.get(name), value):
+            return f"the global {name} of {of_module} has changed since it was fused"
     for function, *body in plan.functions:
         if tuple(body) != _body(function):
             return f"{function.__qualname__} has changed since it was fused"
@@ -375,17 +377,9 @@ def prepare(module: nn.Module, plan: Plan) -> list[PreparedChain | str] | str:
         identity = child(module, path)
         if reason := _why_not_plain(identity, path) or _why_not_type(identity, nn.Identity, path):
             return reason
-    chains: list[PreparedChain | str] = []
-    reason = ""
-    serving = 0
-    for paths in plan.chains:
-        chain = _prepare_chain(module, paths, plan.options)
-        chains.append(chain)
-        if isinstance(chain, str):
-            reason = reason or chain
-        else:
-            serving += 1
-    return chains if serving else reason
+    chains = [_prepare_chain(module, paths, plan.options) for paths in plan.chains]
+    serving = [chain for chain in chains if not isinstance(chain, str)]
+    return chains if serving else str(chains[0])
 
 
 def _prepare_chain(module: nn.Module, paths: ChainPaths, options: tuple[str, str]) -> PreparedChain | str:
@@ -432,18 +426,13 @@ def _read_unit(module: nn.Module, unit: UnitPaths, prepared: PreparedChain) -> S
             return reason
         geometry = (pair(conv.stride), pair(conv.padding), pair(conv.dilation))
         conv_signature = (*geometry, conv.groups, conv.bias is not None)
-        prepared.parameters.append(conv.weight)
-        if conv.bias is not None:
-            prepared.parameters.append(conv.bias)
-        if _watches_calls(conv.weight) or (conv.bias is not None and _watches_calls(conv.bias)):
-            return f"{'.'.join(unit.conv)} has a parameter of a subclass that sees torch's calls"
+        if reason := _read_parameters(conv, unit.conv, prepared):
+            return reason
     norm = child(module, unit.norm)
     if reason := _why_not_plain(norm, unit.norm) or _why_not_norm(norm, unit.norm):
         return reason
-    affine_parameters = [p for p in (norm.weight, norm.bias) if p is not None]
-    if any([_watches_calls(p) for p in affine_parameters]):  # noqa: C419 (Dynamo)
-        return f"{'.'.join(unit.norm)} has a parameter of a subclass that sees torch's calls"
-    prepared.parameters.extend(affine_parameters)
+    if reason := _read_parameters(norm, unit.norm, prepared):
+        return reason
     batch_stats = not is_frozen_norm(norm) and (norm.training or norm.running_mean is None)
     prepared.norms.append(norm if batch_stats else None)
     if not batch_stats:
@@ -489,9 +478,15 @@ _TORCH_CONV2D, _TORCH_BATCH_NORM, _TORCH_RELU = torch.conv2d, torch.batch_norm, 
 _F_CONV2D, _F_BATCH_NORM, _F_RELU, _F_MAX_POOL = F.conv2d, F.batch_norm, F.relu, F.max_pool2d
 
 
-def _watches_calls(tensor: Tensor) -> bool:
-    """Whether a tensor is of a subclass that sees every call of torch."""
-    return type(tensor) not in (nn.Parameter, Tensor) and type(tensor).__torch_function__ is not _NOT_WATCHING
+def _read_parameters(layer: Any, path: Path, prepared: PreparedChain) -> str | None:
+    """Add a layer's weight and bias to a chain's, or say why they cannot be handed to it."""
+    for parameter in (layer.weight, layer.bias):
+        if parameter is not None:
+            cls = type(parameter)
+            if cls is not nn.Parameter and cls is not Tensor and cls.__torch_function__ is not _NOT_WATCHING:
+                return f"{'.'.join(path)} has a parameter of a subclass that sees torch's calls"
+            prepared.parameters.append(parameter)
+    return None
 
 
 _NOT_WATCHING = nn.Parameter.__torch_function__
@@ -559,42 +554,25 @@ def why_not_pool(pool: Any, path: Path) -> str | None:
 
 
 def _why_not_as_traced(module: nn.Module, container: Container, forward: Any) -> str | None:
-    if container.path == GLOBALS:
-        return _why_not_globals(container)
     name = ".".join(container.path) or "the module"
     inner = child(module, container.path)
     if container.path and own_class(inner) is not container.cls:
         return f"{name} is a {own_class(inner).__name__}, was a {container.cls.__name__} when it was fused"
     if container.path and (reason := _why_not_plain(inner, container.path)):
         return reason
-    if _forward_of(container.cls) is not forward:
+    if container.cls.forward is not forward:
         return f"{container.cls.__name__}.forward has changed since it was fused"
     if tuple(inner._modules) != container.children:
         return f"{name} has other children than when it was fused"
     for child_name in container.children:
         if (getattr(inner, child_name) is None) != (child_name in container.missing):
             return f"{name}.{child_name} has changed since it was fused"
-    return _why_not_read(container, inner, f"{name}.")
-
-
-def _forward_of(cls: Any) -> Any:
-    return getattr(cls, "forward", None)
-
-
-def _why_not_read(container: Container, source: Any, prefix: str) -> str | None:
     for names, value in container.attributes:
-        now = source
+        now: Any = inner
         for attribute in names:
             now = getattr(now, attribute, None)
         if not same(now, value):
-            return f"{prefix}{'.'.join(names)} has changed since it was fused"
-    return None
-
-
-def _why_not_globals(container: Container) -> str | None:
-    for (module, name), value in container.attributes:
-        if not same(sys.modules[module].__dict__.get(name), value):
-            return f"the global {name} of {module} has changed since it was fused"
+            return f"{name}.{'.'.join(names)} has changed since it was fused"
     return None
 
 

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
+import torch.nn.functional as F
 from torch import Tensor
 
 Pair = tuple[int, int]
@@ -72,6 +73,11 @@ class Padded(NamedTuple):
     stride: Pair
     before: int
     after: int
+
+    def apply(self, source: Tensor) -> Tensor:
+        """Return what it adds [N, before + C + after, H', W'], in stock torch."""
+        rows, columns = self.stride
+        return F.pad(source[:, :, ::rows, ::columns], (0, 0, 0, 0, self.before, self.after))
 
 
 NOT_PADDED = Padded((1, 1), 0, 0)

@@ -57,7 +57,7 @@ def _residual(block: Block, source: Tensor, parameters: Parameters, running: Run
     if isinstance(block.shortcut, Unit):
         return _conv_norm(block.shortcut, source, parameters, running)
     if isinstance(block.shortcut, Padded):
-        return F.pad(block.pixels(source), (0, 0, 0, 0, block.shortcut.before, block.shortcut.after))
+        return block.shortcut.apply(source)
     return source
 
 

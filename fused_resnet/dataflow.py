@@ -8,11 +8,9 @@ Hugging Face's and one's own are found alike.
 import builtins
 import contextlib
 import operator
-import random
 import re
-import sys
 from collections import Counter, OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -20,15 +18,16 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
+from fused_resnet import generators
 from fused_resnet.blocks import (
     BATCH_NORMS,
     FUNCTION,
-    GLOBALS,
     BlockPaths,
     ChainPaths,
     Container,
     Path,
     Plan,
+    Reads,
     UnitPaths,
     child,
     is_frozen_norm,
@@ -37,7 +36,7 @@ from fused_resnet.blocks import (
     why_not_pool,
 )
 from fused_resnet.chain_spec import IDENTITY, NOT_PADDED, Padded, Pair
-from fused_resnet.provable import Unprovable, Watch
+from fused_resnet.provable import Unprovable, Watch, contents, refill
 
 RELU_FUNCTIONS = (F.relu, F.relu_, torch.relu, torch.relu_, "relu", "relu_")
 ADD_FUNCTIONS = ("add", "add_", "iadd")
@@ -67,7 +66,7 @@ def find_plan(module: nn.Module, training: bool, options: tuple[str, str], stage
 
 def _find(module: nn.Module, training: bool, options: tuple[str, str], stages: bool, deep: bool) -> Plan | str:
     """Return a plan, or why there is none; nothing where a deep trace shows what the children's own will."""
-    graph, containers = _trace(module, training, deep)
+    graph, containers, read_globals = _trace(module, training, deep)
     identities = _drop_identities(module, graph)
     matches = _Matcher(module, graph).matches()
     if stages:
@@ -79,7 +78,7 @@ def _find(module: nn.Module, training: bool, options: tuple[str, str], stages: b
     if not matches:
         return why_no_match(module)
     paths = tuple(match.paths for match in matches)
-    plan = Plan(paths, containers, identities, _write_forward(graph, matches), options)
+    plan = Plan(paths, containers, identities, _write_forward(graph, matches), options, read_globals)
     prepared = prepare(module, plan)
     return prepared if isinstance(prepared, str) else plan
 
@@ -111,17 +110,15 @@ class _Value(fx.Proxy):
 
     _is_param = _is_buffer = False
 
-    def __iadd__(self, other: Any) -> Any:  # which fx would make an add
-        return self.tracer.create_proxy("call_function", operator.iadd, (self, other), {})
 
-    def __isub__(self, other: Any) -> Any:
-        return self.tracer.create_proxy("call_function", operator.isub, (self, other), {})
+def _in_place(operation: Callable[[Any, Any], Any]) -> Callable[[_Value, Any], fx.Proxy]:
+    """Return how a value is written to: fx would make ``x += y`` an add."""
+    return lambda value, other: value.tracer.create_proxy("call_function", operation, (value, other), {})
 
-    def __imul__(self, other: Any) -> Any:
-        return self.tracer.create_proxy("call_function", operator.imul, (self, other), {})
 
-    def __itruediv__(self, other: Any) -> Any:
-        return self.tracer.create_proxy("call_function", operator.itruediv, (self, other), {})
+IN_PLACE = (operator.iadd, operator.isub, operator.imul, operator.itruediv)
+for _operation in IN_PLACE:
+    setattr(_Value, f"__{_operation.__name__}__", _in_place(_operation))
 
 
 @contextlib.contextmanager
@@ -162,13 +159,11 @@ class _Tracer(fx.Tracer):
     def create_arg(self, a: Any) -> Any:
         if type(a) is _Value:
             return a.node
-        if isinstance(a, nn.Module) or (isinstance(a, list) and type(a) is not list):
-            raise Unprovable(f"it returns or hands on a {type(a).__name__}")
         if type(a) is OrderedDict:  # which fx would make a dict
             return self.create_proxy("call_function", OrderedDict, (list(a.items()),), {}).node
-        if not isinstance(a, dict) or type(a) is dict:
-            return super().create_arg(a)
-        raise Unprovable(f"it returns or hands on a {type(a).__name__}, a dict of its own kind")
+        if isinstance(a, nn.Module) or (isinstance(a, (list, dict)) and type(a) not in (list, dict)):
+            raise Unprovable(f"it returns or hands on a {type(a).__name__}")
+        return super().create_arg(a)
 
     def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> tuple[Any, list[Any]]:
         return root_fn, [self.root, self.create_proxy("placeholder", "x", (), {})]
@@ -180,11 +175,11 @@ class _Tracer(fx.Tracer):
         return leaf
 
 
-def _trace(module: nn.Module, training: bool, deep: bool) -> tuple[fx.Graph, tuple[Container, ...]]:
+def _trace(module: nn.Module, training: bool, deep: bool) -> tuple[fx.Graph, tuple[Container, ...], Reads]:
     modules = [m for m in module.modules() if not is_primitive(m)]
     modes = [m.training for m in modules]
     before = [_state(m) for m in modules]
-    random_before = _random_state()
+    random_before = generators.state()
     tracer, watch = _Tracer(deep), Watch()
     try:
         for m in modules:
@@ -194,7 +189,9 @@ def _trace(module: nn.Module, training: bool, deep: bool) -> tuple[fx.Graph, tup
     finally:
         for m, mode in zip(modules, modes, strict=True):
             m.training = mode
-        drew = _restore_random_state(random_before)
+        drew = generators.state() != random_before
+        if drew:
+            generators.restore(random_before)
         changed = watch.restore()
         changed += [f"self.{name}" for m, state in zip(modules, before, strict=True) for name in _restore(m, state)]
     if drew:
@@ -203,22 +200,12 @@ def _trace(module: nn.Module, training: bool, deep: bool) -> tuple[fx.Graph, tup
         raise Unprovable(f"it changes {changed[0]}")
     for node in graph.nodes:
         node.type = None  # an annotation, which need not be a name that can be imported
-    entered = {"": module, **tracer.entered}
-    paths = {m: _split(name) for name, m in entered.items()}
-    reads: dict[Path, dict[tuple[str, ...], Any]] = {}
+    paths = {m: tuple(filter(None, name.split("."))) for name, m in {"": module, **tracer.entered}.items()}
+    reads: dict[Path | None, dict[tuple[str, ...], Any]] = {}
     for read in watch.reads(paths):
-        if read.path is None:
-            reads.setdefault(GLOBALS, {})[read.names] = read.value
-        else:
-            reads.setdefault(read.path, {})[read.names] = read.value
-    containers = [_container(path, m, reads.get(path, {})) for m, path in paths.items()]
-    if GLOBALS in reads:
-        containers.append(Container(GLOBALS, type(None), (), (), tuple(reads[GLOBALS].items())))
-    return graph, tuple(containers)
-
-
-def _split(name: str) -> Path:
-    return tuple(filter(None, name.split(".")))
+        reads.setdefault(read.path, {})[read.names] = read.value
+    containers = tuple(_container(path, m, reads.get(path, {})) for m, path in paths.items())
+    return graph, containers, tuple(reads.get(None, {}).items())
 
 
 def _state(module: nn.Module) -> dict[str, Any]:
@@ -231,46 +218,19 @@ def _state(module: nn.Module) -> dict[str, Any]:
 
 def _restore(module: nn.Module, before: dict[str, Any]) -> list[str]:
     """Undo what a trace did to a module's attributes and return the names of those it changed."""
-
-    def items(value: Any) -> list[Any]:
-        if isinstance(value, dict):
-            return [*value, *value.values()]
-        return list(value) if isinstance(value, (list, set)) else [value]
-
     changed = []
     for name in {**vars(module), **before}:
         now, then = vars(module).get(name, _MISSING), before.get(name, _MISSING)
-        if [id(item) for item in items(now)] == [id(item) for item in items(then)]:
+        if contents(now) == contents(then):
             continue
         changed.append(name)
         if then is _MISSING:
             del vars(module)[name]
         elif isinstance(now, (list, dict, set)) and type(now) is type(then):
-            now.clear()
-            now.extend(then) if isinstance(now, list) else now.update(then)
+            refill(now, then)
         else:
             vars(module)[name] = then
     return changed
-
-
-def _random_state() -> dict[str, Any]:
-    """Return the states of the generators of Python, torch and numpy, as what compares by value."""
-    state = {"python": random.getstate(), "torch": bytes(torch.get_rng_state().tolist())}
-    if "numpy" in sys.modules:
-        name, keys, *rest = sys.modules["numpy"].random.get_state()
-        state["numpy"] = (name, tuple(keys), *rest)
-    return state
-
-
-def _restore_random_state(before: dict[str, Any]) -> bool:
-    """Put the generators back and return whether a trace had drawn from them."""
-    if _random_state() == before:
-        return False
-    random.setstate(before["python"])
-    torch.set_rng_state(torch.frombuffer(bytearray(before["torch"]), dtype=torch.uint8))
-    if "numpy" in before:
-        sys.modules["numpy"].random.set_state(before["numpy"])
-    return True
 
 
 _MISSING = object()
@@ -317,6 +277,7 @@ class _Matcher:
         # a convolution or norm called twice would need its gradient from two places
         calls = Counter(node.target for node in graph.nodes if node.op == "call_module")
         self.shared = {target for target, count in calls.items() if count > 1}
+        self.adds: set[fx.Node] = set()  # that a chain ends in; the other branch's does not
 
     def matches(self) -> list[_Match]:
         """Return the chains in the order in which they end; no node is in two."""
@@ -327,7 +288,6 @@ class _Matcher:
                 rows[row[-1].end] = row
                 taken.update(node for unit in row for node in unit.nodes)
         matches = []
-        self.taken: set[fx.Node] = set()  # adds that a chain has
         for end, row in sorted(rows.items(), key=lambda item: -len(item[1])):  # of two in one add, the longer leads
             if end in rows and (match := self._match(row, rows)):
                 matches.append(match)
@@ -358,8 +318,8 @@ class _Matcher:
         shortcut_paths: UnitPaths | Padded | str | None = None
         pool: fx.Node | None = None
         consumer = self._consumer(end)
-        if consumer in self.taken:
-            consumer = None  # the other branch's chain ends in it
+        if consumer in self.adds:
+            consumer = None
         if consumer is not None and row[-1].act is None and (other := self._added(consumer, end)):
             side = rows.get(other, [])
             if len(side) == 1 and side[0].conv is not None and side[0].act is None:
@@ -372,7 +332,7 @@ class _Matcher:
                 shortcut, shortcut_paths, padding = self._padded(other)
                 nodes += padding
             nodes.append(consumer)
-            self.taken.add(consumer)
+            self.adds.add(consumer)
             end = consumer
             relu = self._consumer(end)
             if relu is not None and self._is_relu(relu):
@@ -517,7 +477,7 @@ def _changes_in_place(root: nn.Module, node: fx.Node) -> bool:
     if node.op == "call_module":
         return bool(getattr(child(root, _path(node)), "inplace", False))
     name = _target_name(node)
-    return name.endswith("_") or name in ("iadd", "isub", "imul", "itruediv") or bool(node.kwargs.get("inplace"))
+    return name.endswith("_") or node.target in IN_PLACE or bool(node.kwargs.get("inplace"))
 
 
 def _drop_identities(root: nn.Module, graph: fx.Graph) -> tuple[Path, ...]:

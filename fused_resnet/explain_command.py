@@ -5,6 +5,7 @@ import sys
 import warnings
 
 import torch
+from torch import nn
 
 from fused_resnet import models
 from fused_resnet.engines import EngineError
@@ -34,12 +35,7 @@ def add_explain(subcommands: "argparse._SubParsersAction[argparse.ArgumentParser
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("model", help=f"{', '.join(models.names())}, torchvision:NAME or timm:NAME")
-    parser.add_argument("--engine", default="auto", help="that serves the fused blocks (default: %(default)s)")
-    parser.add_argument(
-        "--memory", default="fast", help="fast, or lean to keep less for backward where that costs time (default: fast)"
-    )
-    parser.add_argument("--chain", default="auto", help="auto or block for one node a block, or stage (default: auto)")
+    add_fused_model(parser)
     traced = parser.add_argument_group("trace a training step, without data")
     traced.add_argument(
         "--input-shape", type=int, nargs=4, metavar=("N", "C", "H", "W"), help="bytes, FLOP and memory of every chain"
@@ -49,13 +45,27 @@ def add_explain(subcommands: "argparse._SubParsersAction[argparse.ArgumentParser
     parser.set_defaults(run=run_explain)
 
 
+def add_fused_model(parser: argparse.ArgumentParser) -> None:
+    """Declare the model that a command looks at, and how it is fused; :func:`fuse_quietly` reads that."""
+    parser.add_argument("model", help=f"{', '.join(models.names())}, torchvision:NAME or timm:NAME")
+    parser.add_argument("--engine", default="auto", help="that serves the fused blocks (default: %(default)s)")
+    parser.add_argument(
+        "--memory", default="fast", help="fast, or lean to keep less for backward where that costs time (default: fast)"
+    )
+    parser.add_argument("--chain", default="auto", help="auto or block for one node a block, or stage (default: auto)")
+
+
+def fuse_quietly(model: nn.Module, options: argparse.Namespace) -> nn.Module:
+    """Fuse a model as it is asked for; where nothing can be fused the report says it."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", NothingToFuse)
+        return fuse(model, engine=options.engine, memory=options.memory, chain=options.chain)
+
+
 def run_explain(options: argparse.Namespace) -> int:
     """Print the report of a freshly fused model; the status is 1 where nothing is fused."""
     try:
-        model = models.create(options.model)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", NothingToFuse)  # the report says it
-            fuse(model, engine=options.engine, memory=options.memory, chain=options.chain)
+        model = fuse_quietly(models.create(options.model), options)
         report = explain(model, options.input_shape, dtype=AUTOCAST[options.dtype])
         if options.steps is None:
             print(report)

@@ -73,7 +73,7 @@ IMMUTABLE = (
 
 
 # what may be a variable of the function around: names that are bound once, and what a trace sees
-REFERENCES = (fx.Proxy, nn.Module, FunctionType, BuiltinFunctionType, MethodType, type, ModuleType)
+OF_OUTER = (fx.Proxy, nn.Module, FunctionType, BuiltinFunctionType, MethodType, type, ModuleType)
 
 
 class Unprovable(Exception):
@@ -95,7 +95,7 @@ class Read(NamedTuple):
 class Code(NamedTuple):
     """What a function holds: why it is refused, and which attributes of ``self`` and globals it reads."""
 
-    refused: dict[int, str]  # by line
+    refused: tuple[int, str] | None  # the first line that is, and what it holds
     attributes: tuple[tuple[str, ...], ...]
     names: tuple[tuple[str, tuple[str, ...], int], ...]
     asks_by_name: bool  # getattr(self, name)
@@ -137,10 +137,9 @@ class Watch:
         """Undo what the trace did to containers and name those that it changed."""
         changed = []
         for value, before, what in self._containers.values():
-            if _items(value) != _items(before):
+            if contents(value) != contents(before):
                 changed.append(what)
-                value.clear()
-                value.extend(before) if isinstance(value, list) else value.update(before)
+                refill(value, before)
         return changed
 
     def reads(self, paths: dict[nn.Module, tuple[str, ...]]) -> Iterator[Read]:
@@ -166,7 +165,7 @@ class Watch:
 
     def _look(self, frame: FrameType, event: str) -> None:
         code = frame.f_code
-        if event != "call" or code.co_filename == __file__ or _is_trusted(frame):
+        if event != "call" or _is_trusted(frame):
             return
         names = frame.f_globals
         if code.co_filename.startswith(TORCH):
@@ -178,11 +177,12 @@ class Watch:
             return  # written from a graph, which holds calls of modules and functions and nothing else
         self._seen.add((code, id(owner)))
         held = read_code(code)
-        for line, what in held.refused.items():
+        if held.refused:
+            line, what = held.refused
             _refuse(code, line, f"holds {what}")
         for name in code.co_freevars:
             value = frame.f_locals.get(name)
-            if name != "__class__" and not isinstance(value, REFERENCES):
+            if name != "__class__" and not isinstance(value, OF_OUTER):
                 _refuse(code, code.co_firstlineno, f"reads {name}, a variable of the function around it")
         for name in code.co_varnames[1 : code.co_argcount + code.co_kwonlyargcount]:
             self.keep(frame.f_locals.get(name), f"its argument {name}")
@@ -206,9 +206,17 @@ class Watch:
             _refuse(code, code.co_firstlineno, f"reads attributes of a {type(owner).__name__}")
 
 
-def _items(value: Any) -> list[int]:
-    """Return what a container holds, by identity."""
-    return [id(item) for item in ([*value, *value.values()] if isinstance(value, dict) else value)]
+def contents(value: Any) -> list[int]:
+    """Return what a list, dict or set holds, by identity; of anything else, itself."""
+    if isinstance(value, dict):
+        return [id(item) for item in (*value, *value.values())]
+    return [id(item) for item in (value if isinstance(value, (list, set)) else [value])]
+
+
+def refill(container: Any, before: Any) -> None:
+    """Put back into a list, dict or set what a copy of it holds."""
+    container.clear()
+    container.extend(before) if isinstance(container, list) else container.update(before)
 
 
 def _is_trusted(frame: FrameType) -> bool:
@@ -233,7 +241,7 @@ def _refuse(code: CodeType, line: int, what: str) -> NoReturn:
 @functools.cache
 def read_code(code: CodeType) -> Code:
     """Read what a function's code holds."""
-    refused: dict[int, str] = {}
+    refused: list[tuple[int, str]] = []
     attributes: set[tuple[str, ...]] = set()
     names: set[tuple[str, tuple[str, ...], int]] = set()
     line = code.co_firstlineno
@@ -247,7 +255,7 @@ def read_code(code: CodeType) -> Code:
         line = line if starts is None else starts
         name = instruction.opname
         if name in REFUSED:
-            refused[line] = REFUSED[name]
+            refused.append((line, REFUSED[name]))
         chain = []
         for following in instructions[i + 1 :]:
             if following.opname not in ("LOAD_ATTR", "LOAD_METHOD"):
@@ -261,18 +269,18 @@ def read_code(code: CodeType) -> Code:
         is_global = name in ("LOAD_GLOBAL", "LOAD_NAME")
         unknown = [name for name in chain if name not in OF_VALUES]
         if unknown and not (is_self or is_global or name in ("LOAD_ATTR", "LOAD_METHOD")):
-            refused[line] = f"a read of .{unknown[0]}, of an object that is not self"
+            refused.append((line, f"a read of .{unknown[0]}, of an object that is not self"))
         if name in ("LOAD_GLOBAL", "LOAD_NAME") and instruction.argval in ("getattr", "hasattr"):
             of = instructions[i + 1]
             asks_by_name = True
             of_self = of.opname.startswith(("LOAD_FAST", "LOAD_DEREF")) and of.argval == first
             if not of_self or instructions[i + 2].opname in ("LOAD_ATTR", "LOAD_METHOD"):
-                refused[line] = f"a {instruction.argval} of another object than self"
+                refused.append((line, f"a {instruction.argval} of another object than self"))
         if name in ("LOAD_GLOBAL", "LOAD_NAME"):
             names.add((instruction.argval, tuple(chain), line))
     if code.co_flags & 0x20 and not code.co_name.startswith("<"):
-        refused |= {n: "a yield" for *_, n in code.co_lines() if n is not None}
-    return Code(refused, tuple(sorted(attributes)), tuple(sorted(names)), asks_by_name)
+        refused.append((code.co_firstlineno, "a yield"))
+    return Code(refused[0] if refused else None, tuple(sorted(attributes)), tuple(sorted(names)), asks_by_name)
 
 
 def _pair(instruction: dis.Instruction) -> tuple[Any, ...]:
@@ -351,9 +359,8 @@ def _attributes(watch: Watch, code: CodeType, owner: nn.Module, chain: tuple[str
             yield owner, so_far, TENSOR
         elif isinstance(value, MethodType):
             inherited = getattr(nn.Module, name, None) is value.__func__
-            lent = type(value.__self__).__name__ == "FloatFunctional"  # torch's add and ReLU as methods of a module
-            if lent:
-                return
+            if type(value.__self__).__name__ == "FloatFunctional":
+                return  # torch's add and ReLU as methods of a module
             if (i or inherited) and name not in ("children", "named_children", "get_submodule"):
                 _refuse(code, line, f"calls {what}, a method that a trace does not enter")
             yield owner, so_far, value.__func__

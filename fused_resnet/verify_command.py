@@ -2,15 +2,14 @@
 
 import argparse
 import sys
-import warnings
 
 import torch
 
 from fused_resnet import models
+from fused_resnet.accuracy import FACTOR, ULPS
 from fused_resnet.engines import EngineError
-from fused_resnet.explain_command import AUTOCAST
-from fused_resnet.surgery import NothingToFuse, fuse
-from fused_resnet.verify import FACTOR, ULPS, verify
+from fused_resnet.explain_command import AUTOCAST, add_fused_model, fuse_quietly
+from fused_resnet.verification import verify
 
 DESCRIPTION = f"""\
 Fuse a model and run one step, forward and backward, from the same weights and random images: stock, fused, and stock in
@@ -46,7 +45,7 @@ def add_verify(subcommands: "argparse._SubParsersAction[argparse.ArgumentParser]
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("model", help=f"{', '.join(models.names())}, torchvision:NAME or timm:NAME")
+    add_fused_model(parser)
     parser.add_argument(
         "--input-shape",
         type=int,
@@ -61,9 +60,6 @@ def add_verify(subcommands: "argparse._SubParsersAction[argparse.ArgumentParser]
     modes.add_argument("--eval", dest="training", action="store_false", help="in evaluation mode")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 ... (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of weights and images (default: %(default)s)")
-    parser.add_argument("--engine", default="auto", help="that serves the fused blocks (default: %(default)s)")
-    parser.add_argument("--memory", default="fast", help="fast or lean, as fuse takes it (default: %(default)s)")
-    parser.add_argument("--chain", default="auto", help="auto, block or stage, as fuse takes it (default: %(default)s)")
     parser.add_argument("--all", action="store_true", help="print every tensor")
     parser.set_defaults(run=run_verify)
 
@@ -74,10 +70,7 @@ def run_verify(options: argparse.Namespace) -> int:
         torch.manual_seed(options.seed)
         images = torch.randn(options.input_shape, device=options.device)
         model = models.create(options.model).to(options.device).train(options.training)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", NothingToFuse)  # the report says it
-            fuse(model, engine=options.engine, memory=options.memory, chain=options.chain)
-        verification = verify(model, images, dtype=AUTOCAST[options.dtype])
+        verification = verify(fuse_quietly(model, options), images, dtype=AUTOCAST[options.dtype])
     except (ValueError, ImportError, EngineError, RuntimeError) as error:
         print(f"fused-resnet verify: error: {error}", file=sys.stderr)
         return 2

@@ -102,18 +102,28 @@ def test_checkpoint_sequential(reentrant, rng):
     )
 
 
-@REENTRANT
-def test_a_step_of_several_backwards(reentrant):
-    """Each of them recomputes; a reentrant checkpoint keeps what it needs for the second one."""
+def make_and_run_alone():
+    """Make a model, a copy that has run without checkpoints, and the input that it ran on."""
     model = make()
     alone = copy.deepcopy(model)
     x = images(model, size=6).requires_grad_()
     alone(x)
+    return model, alone, x
+
+
+def assert_buffers_equal(model, alone):
+    for (name, buffer), expected in zip(model.named_buffers(), alone.buffers(), strict=True):
+        assert torch.equal(buffer, expected), name
+
+
+@REENTRANT
+def test_a_step_of_several_backwards(reentrant):
+    """Each of them recomputes; a reentrant checkpoint keeps what it needs for the second one."""
+    model, alone, x = make_and_run_alone()
     z = checkpoint(model, x, use_reentrant=reentrant)
     for _ in range(2):
         z.sum().backward(retain_graph=True)
-    for (name, buffer), expected in zip(model.named_buffers(), alone.buffers(), strict=True):
-        assert torch.equal(buffer, expected), name
+    assert_buffers_equal(model, alone)
 
 
 @REENTRANT
@@ -216,17 +226,13 @@ def test_what_is_asked_in_a_checkpointed_function(reentrant):
 
 @REENTRANT
 def test_a_backward_on_another_thread(reentrant):
-    model = make()
-    alone = copy.deepcopy(model)
-    x = images(model, size=6).requires_grad_()
-    alone(x)
+    model, alone, x = make_and_run_alone()
     z = block_by_block(model, use_reentrant=reentrant)(x).sum()
     thread = threading.Thread(target=z.backward)
     thread.start()
     thread.join()
     assert x.grad is not None
-    for (name, buffer), expected in zip(model.named_buffers(), alone.buffers(), strict=True):
-        assert torch.equal(buffer, expected), name
+    assert_buffers_equal(model, alone)
 
 
 def test_compiled_the_statistics_move_as_usual():

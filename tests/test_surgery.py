@@ -2,8 +2,6 @@
 
 import copy
 import functools
-import io
-import pickle
 import random
 import warnings
 
@@ -17,6 +15,7 @@ from fused_resnet import models
 from fused_resnet.blocks import FusedModule
 from fused_resnet.surgery import NothingToFuse
 from tests.accuracy import assert_fused_is_as_accurate_as_stock, outputs_of
+from tests.surgery.parts import through_file, through_pickle
 
 # ---- hand-written blocks ---------------------------------------------------------------------------------------------
 
@@ -980,17 +979,6 @@ def test_fx_traces_the_stock_forward():
 
 
 # ---- copies, files, references ---------------------------------------------------------------------------------------
-
-
-def through_pickle(model):
-    return pickle.loads(pickle.dumps(model))
-
-
-def through_file(model):
-    file = io.BytesIO()
-    torch.save(model, file)
-    file.seek(0)
-    return torch.load(file, weights_only=False)
 
 
 @pytest.mark.parametrize("duplicate", [copy.deepcopy, through_pickle, through_file], ids=lambda f: f.__name__)

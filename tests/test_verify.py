@@ -15,7 +15,7 @@ import fused_resnet
 from fused_resnet import cli, models
 
 # the package's attribute of that name is the function
-module = sys.modules["fused_resnet.verify"]
+module = sys.modules["fused_resnet.verification"]
 
 
 @pytest.fixture

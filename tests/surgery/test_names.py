@@ -1,7 +1,6 @@
 """A fused module keeps its class's name, says that it is fused, goes through files and wrappers that go by names."""
 
 import copy
-import io
 import pickle
 import re
 
@@ -11,18 +10,7 @@ from torch import nn
 
 import fused_resnet
 from tests.surgery.oracle import assert_same_step, fuse, images, make
-from tests.surgery.parts import Block, Network, Outer
-
-
-def through_pickle(model):
-    return pickle.loads(pickle.dumps(model))
-
-
-def through_file(model):
-    file = io.BytesIO()
-    torch.save(model, file)
-    file.seek(0)
-    return torch.load(file, weights_only=False)
+from tests.surgery.parts import Block, Network, Outer, through_file, through_pickle
 
 
 @pytest.mark.parametrize("block", [Block, Outer.Inner], ids=lambda c: c.__qualname__)

@@ -1,15 +1,8 @@
-"""Hold a fused model against stock PyTorch and float64, on the user's own network and inputs.
+"""Hold a fused model against stock PyTorch and float64, on the user's own network and inputs."""
 
-The rule of accuracy has no hand-picked tolerance: a fused result's distance to float64 (root mean square) is at most
-``FACTOR`` times stock PyTorch's in the same dtype, plus ``ULPS`` units in the last place of the result's own dtype.
-"""
-
-import contextlib
 import copy
 import dataclasses
 import math
-import random
-import sys
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -19,10 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from fused_resnet import generators
+from fused_resnet.accuracy import FACTOR, ULPS, Errors, allowed_error, gradient_for, measure
 from fused_resnet.surgery import NothingToFuse, explain, fuse, unfuse
-
-FACTOR = 2
-ULPS = 4
 
 # Draws of a network's own noise at most, of which the worst counts.  Where activations are few, few ReLUs flip: with
 # one draw, 1 of 8 ResNet-18s (bfloat16, 4 images of 32×32, evaluation) were called inaccurate, with 4 none.
@@ -32,58 +24,6 @@ WORST = 5
 # Where an output of stock's is farther from float64 than this, of its own size, the two computed different things:
 # random numbers that depend on the dtype, or a precision in which nothing is left of the result.
 UNRELATED = 0.1
-
-
-class Errors(NamedTuple):
-    """Root mean squares: fused's and stock's distance to the exact result, its own size, and that size's last place."""
-
-    fused: float
-    stock: float
-    exact: float
-    ulp: float
-
-
-def rms(t: Tensor) -> float:
-    """Root mean square."""
-    return t.double().square().mean().sqrt().item() if t.numel() else 0.0
-
-
-def allowed_error(stock: float, ulp: float) -> float:
-    """Return how far a fused result may be from float64 where stock is as far as ``stock``."""
-    return FACTOR * stock + ULPS * ulp
-
-
-def measure(fused: Tensor | None, stock: Tensor | None, exact: Tensor | None) -> Errors | str | None:
-    """Return a result's errors, or in what it is unlike stock's whatever its errors, or None where there are none.
-
-    NaN on any side is unlike; so is another shape, dtype or device, or a tensor where stock has none; and integers must
-    be equal.
-    """
-    if fused is None or stock is None or exact is None:
-        missing = [name for name, t in (("fused", fused), ("stock", stock), ("exact", exact)) if t is None]
-        return f"{', '.join(missing)} has none" if len(missing) < 3 else None
-    if fused.shape != stock.shape or fused.dtype != stock.dtype or fused.device != stock.device:
-        ours, theirs = (f"{tuple(t.shape)} {t.dtype} {t.device}" for t in (fused, stock))
-        return f"{ours}, stock has {theirs}"
-    if not fused.is_floating_point():
-        if torch.equal(fused, stock):
-            return None
-        unequal = f"{int((fused != stock).sum())} of {fused.numel()} elements differ from stock's"
-        return f"{fused.item()}, stock has {stock.item()}" if fused.numel() == 1 else unequal
-    f, s, e = (t.detach().to_dense().double() for t in (fused, stock, exact))
-    nan = [name for name, t in (("fused", f), ("stock", s), ("exact", e)) if t.isnan().any()]
-    if nan:
-        return f"NaN in {', '.join(nan)}"
-    error, stock_error = (rms(torch.where(t == e, 0.0, t - e)) for t in (f, s))  # equal infinities are no error
-    size = rms(e[e.isfinite()])
-    return Errors(error, stock_error, size, torch.finfo(fused.dtype).eps * size)
-
-
-def gradient_for(output: Tensor) -> Tensor:
-    """Return a gradient that depends on the shape alone, and that every floating-point dtype holds exactly."""
-    noise = torch.randn(output.shape, generator=torch.Generator().manual_seed(1))
-    like = torch.empty_like(output, dtype=torch.bfloat16).copy_(noise)
-    return like.to(output.dtype)
 
 
 class Row(NamedTuple):
@@ -194,7 +134,7 @@ def verify(model: nn.Module, *inputs: Any, dtype: torch.dtype | None = None, **k
         raise TypeError(f"dtype must be a torch.dtype or None, got {dtype!r}")
     if dtype not in (None, torch.bfloat16, torch.float16):
         raise ValueError(f"dtype must be torch.bfloat16 or torch.float16, which autocast computes in, got {dtype}")
-    with _generators_restored(), warnings.catch_warnings():
+    with generators.restored(), warnings.catch_warnings():
         warnings.simplefilter("ignore", NothingToFuse)  # the report says it
         try:
             stock, exact, fused = (copy.deepcopy(model) for _ in range(3))
@@ -245,7 +185,7 @@ def _run(
 ) -> _Run | Exception:
     """Run a model one step, in float64, or with inputs moved by a rounding, drawn by a seed; return what it raises."""
     try:
-        with _generators_restored(), torch.inference_mode(False), torch.enable_grad():
+        with generators.restored(), torch.inference_mode(False), torch.enable_grad():
             return _step(model.double() if exact else model, *_prepare(call, dtype, exact, moved), dtype)
     except Exception as error:
         return error
@@ -396,22 +336,3 @@ def _raised(chains: int, fused: _Run | Exception, stock: _Run | Exception) -> Ve
 
 def _said(error: Exception) -> str:
     return f"{type(error).__name__}: {error}"
-
-
-@contextlib.contextmanager
-def _generators_restored() -> Iterator[None]:
-    """Put the random number generators back to where they were, so that the next run draws the same."""
-    numpy = sys.modules.get("numpy")
-    python_state = random.getstate()
-    numpy_state = numpy and numpy.random.get_state()
-    cpu_state = torch.get_rng_state()
-    cuda_states = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
-    try:
-        yield
-    finally:
-        random.setstate(python_state)
-        if numpy is not None:
-            numpy.random.set_state(numpy_state)
-        torch.set_rng_state(cpu_state)
-        if cuda_states:
-            torch.cuda.set_rng_state_all(cuda_states)
