@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from types import BuiltinFunctionType, FunctionType, ModuleType
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -28,6 +28,7 @@ from fused_resnet.chain_ops import run_chain, update_running_stats_
 from fused_resnet.chain_spec import Padded, is_projection
 from fused_resnet.checkpointing import is_recomputation
 from fused_resnet.provable import same
+from fused_resnet.snapshot import Snapshot
 from fused_resnet.synchronized import group_name
 
 Path = tuple[str, ...]
@@ -239,11 +240,61 @@ def _strided(kind: Any, shortcut: Tensor) -> Tensor:
     return Padded(*kind).apply(shortcut) if isinstance(kind, tuple) else shortcut
 
 
-class FusedModule(nn.Module):
-    """The mixin in front of a module's own class; ``_fused`` maps ``training`` to a :class:`Plan`."""
+class Kept(NamedTuple):
+    """What a module's chains were read as, and what shows that they would be again."""
 
-    if TYPE_CHECKING:  # torch.jit.script would read it
-        _fused: dict[bool, Plan]
+    module: nn.Module
+    plan: Plan
+    snapshot: Snapshot
+    chains: list[PreparedChain | str]
+
+    def serve(self, module: nn.Module, plan: Plan) -> bool:
+        """Whether this is what :func:`prepare` would return."""
+        return (
+            self.module is module
+            and self.plan is plan
+            and self.snapshot.holds()
+            and not _why_not_world(plan)
+            and not any(_why_not_read(module, container) for container in plan.containers)
+        )
+
+
+class Fusion:
+    """What a fused module has besides its own.
+
+    Attributes
+    ----------
+    plans
+        By ``training``.
+    last
+        Why the last call, or a chain of it, was stock's; empty where all was fused.
+    kept
+        What the last call has read, for the next; never copied, since it is of one module.
+    """
+
+    def __init__(self, plans: dict[bool, Plan]):
+        self.plans = plans
+        self.last = ""
+        self.kept: Kept | None = None
+
+    def __reduce__(self) -> Any:
+        return Fusion, (self.plans,)
+
+
+def fusion_of(module: nn.Module) -> Fusion | None:
+    """Return what a module has where it is fused; one that an earlier release has pickled runs stock."""
+    fusion = module.__dict__.get("_fused")
+    return fusion if isinstance(fusion, Fusion) else None
+
+
+def plan_of(module: nn.Module) -> Plan | None:
+    """Return how a module runs in the mode that it is in, where it is fused."""
+    fusion = fusion_of(module)
+    return None if fusion is None else fusion.plans.get(module.training)
+
+
+class FusedModule(nn.Module):
+    """The mixin in front of a module's own class; its ``_fused`` is a :class:`Fusion`."""
 
     def extra_repr(self) -> str:
         """Say so where the model is printed."""
@@ -260,13 +311,13 @@ def fused_class(cls: Any) -> Any:
 
     @functools.wraps(cls.forward)  # what asks for a forward's signature gets the stock one
     def forward(self: FusedModule, *args: Any, **kwargs: Any) -> Any:
-        plan = self._fused.get(self.training) if "_fused" in self.__dict__ else None
+        plan = plan_of(self)
         if plan is None:
             reason = NO_PLAN
         elif len(args) != 1 or kwargs:
             reason = "the last call had other arguments than one tensor"
         elif not (reason := why_not_input(args[0], self.training)):
-            chains = prepare(self, plan)
+            chains = prepare(self, plan) if torch.compiler.is_compiling() else prepare_again(self, plan)
             if isinstance(chains, str):
                 reason = chains
             elif serves_batch(chains, args[0]):
@@ -301,8 +352,9 @@ def restore(cls: type[nn.Module]) -> nn.Module:
 
 def note_last_call(module: nn.Module, reason: str) -> None:
     """Keep why the last call of a module, or of a chain in it, was stock's; :func:`fused_resnet.explain` says it."""
-    if not torch.compiler.is_compiling():
-        module.__dict__["_fused_last"] = reason
+    fusion = None if torch.compiler.is_compiling() else fusion_of(module)
+    if fusion is not None:
+        fusion.last = reason
 
 
 def why_not_input(x: Any, training: bool) -> str:
@@ -361,18 +413,11 @@ def prepare(module: nn.Module, plan: Plan) -> list[PreparedChain | str] | str:
     In the place of a chain that cannot serve is the reason; where none can, or the forward itself is another than the
     one that was traced, the reason is all.
     """
-    # torch.export, which puts functions of its own in their place, sees what it traces
-    if not (torch.compiler.is_compiling() and torch.compiler.is_exporting()) and not layers_are_stock():
-        return "a forward of torch's own layers, or a function that it calls, has been replaced"
-    for container, forward in zip(plan.containers, plan.forwards, strict=True):
-        if reason := _why_not_as_traced(module, container, forward):
+    if reason := _why_not_world(plan):
+        return reason
+    for container in plan.containers:
+        if reason := why_not_as_traced(module, container):
             return reason
-    for (of_module, name), value in plan.globals:
-        if not same(sys.modules[of_module].__dict__.get(name), value):
-            return f"the global {name} of {of_module} has changed since it was fused"
-    for function, *body in plan.functions:
-        if tuple(body) != _body(function):
-            return f"{function.__qualname__} has changed since it was fused"
     for path in plan.identities:
         identity = child(module, path)
         if reason := _why_not_plain(identity, path) or _why_not_type(identity, nn.Identity, path):
@@ -380,6 +425,45 @@ def prepare(module: nn.Module, plan: Plan) -> list[PreparedChain | str] | str:
     chains = [_prepare_chain(module, paths, plan.options) for paths in plan.chains]
     serving = [chain for chain in chains if not isinstance(chain, str)]
     return chains if serving else str(chains[0])
+
+
+def prepare_again(module: nn.Module, plan: Plan) -> list[PreparedChain | str] | str:
+    """Return what :func:`prepare` does, from the last call where all that it reads is as it was then."""
+    fusion: Fusion = module.__dict__["_fused"]
+    if fusion.kept is not None and fusion.kept.serve(module, plan):
+        return fusion.kept.chains
+    chains = prepare(module, plan)
+    fusion.kept = None if isinstance(chains, str) else _keep(module, plan, chains)
+    return chains
+
+
+def _keep(module: nn.Module, plan: Plan, chains: list[PreparedChain | str]) -> Kept | None:
+    """Keep what was read of a module, unless it may change in place or some of it is in no module."""
+    paths = (*plan.modules, *plan.identities)
+    layers = [child(module, path) for path in paths]
+    if any(type(m) is nn.SyncBatchNorm or (is_frozen_norm(m) and "eps" not in vars(m)) for m in layers):
+        return None  # processes, a class
+    if any(isinstance(value, (list, Tensor)) for layer in layers for value in vars(layer).values()):
+        return None
+    inside = {path[:n] for path in (*paths, *(c.path for c in plan.containers)) for n in range(len(path) + 1)}
+    return Kept(module, plan, Snapshot.of(child(module, path) for path in inside), chains)
+
+
+def _why_not_world(plan: Plan) -> str | None:
+    """Return what has changed, outside of its modules, of what a plan relies on."""
+    # torch.export, which puts functions of its own in their place, sees what it traces
+    if not (torch.compiler.is_compiling() and torch.compiler.is_exporting()) and not layers_are_stock():
+        return "a forward of torch's own layers, or a function that it calls, has been replaced"
+    for container, forward in zip(plan.containers, plan.forwards, strict=True):
+        if container.cls.forward is not forward:
+            return f"{container.cls.__name__}.forward has changed since it was fused"
+    for (of_module, name), value in plan.globals:
+        if not same(sys.modules[of_module].__dict__.get(name), value):
+            return f"the global {name} of {of_module} has changed since it was fused"
+    for function, *body in plan.functions:
+        if tuple(body) != _body(function):
+            return f"{function.__qualname__} has changed since it was fused"
+    return None
 
 
 def _prepare_chain(module: nn.Module, paths: ChainPaths, options: tuple[str, str]) -> PreparedChain | str:
@@ -553,26 +637,30 @@ def why_not_pool(pool: Any, path: Path) -> str | None:
     return f"{'.'.join(path)} has a window of more than 255" if kernel[0] * kernel[1] > 255 else None
 
 
-def _why_not_as_traced(module: nn.Module, container: Container, forward: Any) -> str | None:
+def why_not_as_traced(module: nn.Module, container: Container) -> str | None:
+    """Return in what a module is another than the one that was traced, or None."""
     name = ".".join(container.path) or "the module"
     inner = child(module, container.path)
     if container.path and own_class(inner) is not container.cls:
         return f"{name} is a {own_class(inner).__name__}, was a {container.cls.__name__} when it was fused"
     if container.path and (reason := _why_not_plain(inner, container.path)):
         return reason
-    if container.cls.forward is not forward:
-        return f"{container.cls.__name__}.forward has changed since it was fused"
     if tuple(inner._modules) != container.children:
         return f"{name} has other children than when it was fused"
     for child_name in container.children:
         if (getattr(inner, child_name) is None) != (child_name in container.missing):
             return f"{name}.{child_name} has changed since it was fused"
+    return _why_not_read(module, container)
+
+
+def _why_not_read(module: nn.Module, container: Container) -> str | None:
+    """Return what is no longer what the trace read there, or None."""
     for names, value in container.attributes:
-        now: Any = inner
+        now: Any = child(module, container.path)
         for attribute in names:
             now = getattr(now, attribute, None)
         if not same(now, value):
-            return f"{name}.{'.'.join(names)} has changed since it was fused"
+            return f"{'.'.join(container.path) or 'the module'}.{'.'.join(names)} has changed since it was fused"
     return None
 
 

@@ -5,12 +5,11 @@ perhaps an add with a shortcut, a last ReLU, or a max pool.  No class is known b
 Hugging Face's and one's own are found alike.
 """
 
-import builtins
 import contextlib
 import operator
 import re
-from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Hashable, Iterator, Sequence
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -18,7 +17,6 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
-from fused_resnet import generators
 from fused_resnet.blocks import (
     BATCH_NORMS,
     FUNCTION,
@@ -27,16 +25,15 @@ from fused_resnet.blocks import (
     Container,
     Path,
     Plan,
-    Reads,
     UnitPaths,
     child,
     is_frozen_norm,
-    own_class,
     prepare,
+    why_not_as_traced,
     why_not_pool,
 )
 from fused_resnet.chain_spec import IDENTITY, NOT_PADDED, Padded, Pair
-from fused_resnet.provable import Unprovable, Watch, contents, refill
+from fused_resnet.tracing import IN_PLACE, is_primitive, trace
 
 RELU_FUNCTIONS = (F.relu, F.relu_, torch.relu, torch.relu_, "relu", "relu_")
 ADD_FUNCTIONS = ("add", "add_", "iadd")
@@ -45,56 +42,124 @@ CHAIN_MODULES = (nn.Conv2d, nn.ReLU, nn.MaxPool2d, nn.Identity)
 NORMS = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm, nn.modules.instancenorm._InstanceNorm)
 
 
-def find_plan(module: nn.Module, training: bool, options: tuple[str, str], stages: bool = False) -> Plan | str:
-    """Return how to run a module's forward with chains in it, in training or in eval, or why there is no way.
+class Finder:
+    """Finds how the forwards of a model's modules can run with chains in them.
 
-    With ``stages`` a chain goes on behind the add at a block's end.
+    What was found for a module holds for every other that a trace could not tell from it: it has the same classes in
+    it, and is equal in all that was read.
+
+    Parameters
+    ----------
+    options
+        Engine and memory of the chains.
+    stages
+        Let a chain go on behind the add at a block's end.
     """
-    leaves = [m for m in module.modules() if is_primitive(m)]
-    may_be_whole = all(type(m) in CHAIN_MODULES or is_norm(m) for m in leaves)
-    reason = ""
-    for deep in (True, False) if may_be_whole else (False,):
-        try:
-            found = _find(module, training, options, stages, deep)
-        except Exception as error:  # whatever a forward holds meets the tracer; what it says is the reason reported
-            found = f"its forward cannot be traced: {(str(error).strip() or type(error).__name__).splitlines()[0]}"
-        if isinstance(found, Plan):
-            return found
-        reason = found or reason
-    return reason
+
+    def __init__(self, options: tuple[str, str], stages: bool = False):
+        self.options = options
+        self.stages = stages
+        self._known: dict[Hashable, list[tuple[tuple[Container, ...], Plan | str]]] = {}
+
+    def plans(self, module: nn.Module) -> dict[bool, Plan] | str:
+        """Return a module's plans for training and eval, or why it has none."""
+        if "forward" in vars(module):
+            return "it has a forward of its own"
+        if type(module).forward is nn.Module.forward:
+            return "it has no forward"
+        inner = list(module.modules())
+        may_be_whole = all(type(m) in CHAIN_MODULES or is_norm(m) for m in inner if is_primitive(m))
+        depths = (True, False) if may_be_whole else (False,)
+        shape = _shape(module)
+        found: dict[bool, Plan | str] = {}
+        for training in (True, False):
+            with _in_mode([m for m in inner if not is_primitive(m)], training):
+                found[training] = self._plan(module, shape, depths)
+        plans = {training: plan for training, plan in found.items() if isinstance(plan, Plan)}
+        return plans or str(found[True])
+
+    def _plan(self, module: nn.Module, shape: Hashable, depths: Sequence[bool]) -> Plan | str:
+        reason = ""
+        for deep in depths:
+            try:
+                found = self._found(module, shape, deep)
+                if isinstance(found, Plan):
+                    prepared = prepare(module, found)
+                    if not isinstance(prepared, str):
+                        return found
+                    found = prepared
+            except Exception as error:  # nothing that a module holds ends fuse
+                found = _untraceable(str(error).strip() or type(error).__name__)
+            reason = found or reason
+        return reason
+
+    def _found(self, module: nn.Module, shape: Hashable, deep: bool) -> Plan | str:
+        known = self._known.setdefault((shape, deep), [])
+        for containers, found in known:
+            if not any(why_not_as_traced(module, container) for container in containers):
+                return found
+        containers, found = self._find(module, deep)
+        known.append((containers, found))
+        return found
+
+    def _find(self, module: nn.Module, deep: bool) -> tuple[tuple[Container, ...], Plan | str]:
+        """Return what steered a trace, and a plan or why there is none.
+
+        The reason is empty where a deep trace shows what the children's own will.
+        """
+        graph, refused, containers, read_globals = trace(module, deep)
+        if graph is None:
+            return containers, _untraceable(refused)
+        identities = _drop_identities(module, graph)
+        matches = _Matcher(module, graph).matches()
+        if self.stages:
+            matches = _joined(matches)
+        if deep and not _is_whole(graph, matches):
+            return containers, ""
+        if deep and len({path[0] for match in matches for block in match.paths for path in block.modules}) == 1:
+            return containers, ""  # the chain is a child's own
+        if not matches:
+            return containers, why_no_match(module)
+        paths = tuple(match.paths for match in matches)
+        source = _write_forward(graph, matches)
+        return containers, Plan(paths, containers, identities, source, self.options, read_globals)
 
 
-def _find(module: nn.Module, training: bool, options: tuple[str, str], stages: bool, deep: bool) -> Plan | str:
-    """Return a plan, or why there is none; nothing where a deep trace shows what the children's own will."""
-    graph, containers, read_globals = _trace(module, training, deep)
-    identities = _drop_identities(module, graph)
-    matches = _Matcher(module, graph).matches()
-    if stages:
-        matches = _joined(matches)
-    if deep and not _is_whole(graph, matches):
-        return ""
-    if deep and len({path[0] for match in matches for block in match.paths for path in block.modules}) == 1:
-        return ""  # the chain is a child's own
-    if not matches:
-        return why_no_match(module)
-    paths = tuple(match.paths for match in matches)
-    plan = Plan(paths, containers, identities, _write_forward(graph, matches), options, read_globals)
-    prepared = prepare(module, plan)
-    return prepared if isinstance(prepared, str) else plan
+def _untraceable(reason: str) -> str:
+    return f"its forward cannot be traced: {reason.splitlines()[0]}"
+
+
+@contextlib.contextmanager
+def _in_mode(modules: Sequence[nn.Module], training: bool) -> Iterator[None]:
+    """Put modules into training or eval for a while, one by one."""
+    modes = [m.training for m in modules]
+    for m in modules:
+        m.training = training
+    try:
+        yield
+    finally:
+        for m, mode in zip(modules, modes, strict=True):
+            m.training = mode
+
+
+def _shape(module: nn.Module) -> Hashable:
+    """Return what tracing and matching know of a module without a read: what is where in it, and what is twice."""
+    places: dict[nn.Module, int] = {}
+
+    def look(m: nn.Module | None) -> Hashable:
+        if m is None or m in places:
+            return m and places[m]
+        places[m] = len(places)
+        if is_primitive(m):
+            return type(m), bool(getattr(m, "inplace", False)), type(m) is nn.MaxPool2d and why_not_pool(m, ())
+        return type(m), tuple((name, look(inner)) for name, inner in m._modules.items())
+
+    return look(module)
 
 
 def is_norm(module: nn.Module | None) -> bool:
     """Whether a module is a normalisation layer of any kind."""
     return isinstance(module, NORMS) or (module is not None and is_frozen_norm(module))
-
-
-def is_primitive(module: nn.Module) -> bool:
-    """Whether a module is one of torch's own layers, or a batch norm of any kind, which a trace does not go into."""
-    if is_frozen_norm(module) or isinstance(module, nn.modules.batchnorm._BatchNorm):
-        return True
-    return type(module).__module__.startswith("torch.nn.modules") and not isinstance(
-        module, (nn.Sequential, nn.ModuleList, nn.ModuleDict)
-    )
 
 
 def why_no_match(module: nn.Module) -> str:
@@ -103,143 +168,6 @@ def why_no_match(module: nn.Module) -> str:
         if is_norm(inner) and not is_frozen_norm(inner) and type(inner) not in BATCH_NORMS:
             return f"{name} is a {type(inner).__name__}, not a BatchNorm2d"
     return "no conv → batch norm → ReLU with single consumers in its forward"
-
-
-class _Value(fx.Proxy):
-    """A traced tensor; Python's own ``isinstance`` says so while a trace runs, and torch's C++ is never told."""
-
-    _is_param = _is_buffer = False
-
-
-def _in_place(operation: Callable[[Any, Any], Any]) -> Callable[[_Value, Any], fx.Proxy]:
-    """Return how a value is written to: fx would make ``x += y`` an add."""
-    return lambda value, other: value.tracer.create_proxy("call_function", operation, (value, other), {})
-
-
-IN_PLACE = (operator.iadd, operator.isub, operator.imul, operator.itruediv)
-for _operation in IN_PLACE:
-    setattr(_Value, f"__{_operation.__name__}__", _in_place(_operation))
-
-
-@contextlib.contextmanager
-def _values_are_tensors() -> Iterator[None]:
-    """Let ``isinstance(value, torch.Tensor)`` be true of what stands for one."""
-    real = builtins.isinstance
-
-    def is_instance(value: Any, classes: Any) -> bool:
-        return real(value, classes) or (type(value) is _Value and real(_A_TENSOR, classes))
-
-    builtins.isinstance = is_instance
-    try:
-        yield
-    finally:
-        builtins.isinstance = real
-
-
-_A_TENSOR = torch.empty(0)
-
-
-class _Tracer(fx.Tracer):
-    """Trace ``forward(x)``; every other argument keeps its default.
-
-    ``deep`` goes through the module's own children down to torch's layers; otherwise every child is a leaf.
-    """
-
-    # a forward that writes into a buffer does so at every call, and never while it is traced
-    proxy_buffer_attributes = True
-
-    def __init__(self, deep: bool):
-        super().__init__()
-        self.deep = deep
-        self.entered: dict[str, nn.Module] = {}
-
-    def proxy(self, node: fx.Node) -> fx.Proxy:
-        return _Value(node, self)
-
-    def create_arg(self, a: Any) -> Any:
-        if type(a) is _Value:
-            return a.node
-        if type(a) is OrderedDict:  # which fx would make a dict
-            return self.create_proxy("call_function", OrderedDict, (list(a.items()),), {}).node
-        if isinstance(a, nn.Module) or (isinstance(a, (list, dict)) and type(a) not in (list, dict)):
-            raise Unprovable(f"it returns or hands on a {type(a).__name__}")
-        return super().create_arg(a)
-
-    def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> tuple[Any, list[Any]]:
-        return root_fn, [self.root, self.create_proxy("placeholder", "x", (), {})]
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        leaf = not self.deep or is_primitive(m)
-        if not leaf:
-            self.entered[module_qualified_name] = m
-        return leaf
-
-
-def _trace(module: nn.Module, training: bool, deep: bool) -> tuple[fx.Graph, tuple[Container, ...], Reads]:
-    modules = [m for m in module.modules() if not is_primitive(m)]
-    modes = [m.training for m in modules]
-    before = [_state(m) for m in modules]
-    random_before = generators.state()
-    tracer, watch = _Tracer(deep), Watch()
-    try:
-        for m in modules:
-            m.training = training
-        with watch, _values_are_tensors():
-            graph = tracer.trace(module)
-    finally:
-        for m, mode in zip(modules, modes, strict=True):
-            m.training = mode
-        drew = generators.state() != random_before
-        if drew:
-            generators.restore(random_before)
-        changed = watch.restore()
-        changed += [f"self.{name}" for m, state in zip(modules, before, strict=True) for name in _restore(m, state)]
-    if drew:
-        raise Unprovable("it draws random numbers")
-    if changed:
-        raise Unprovable(f"it changes {changed[0]}")
-    for node in graph.nodes:
-        node.type = None  # an annotation, which need not be a name that can be imported
-    paths = {m: tuple(filter(None, name.split("."))) for name, m in {"": module, **tracer.entered}.items()}
-    reads: dict[Path | None, dict[tuple[str, ...], Any]] = {}
-    for read in watch.reads(paths):
-        reads.setdefault(read.path, {})[read.names] = read.value
-    containers = tuple(_container(path, m, reads.get(path, {})) for m, path in paths.items())
-    return graph, containers, tuple(reads.get(None, {}).items())
-
-
-def _state(module: nn.Module) -> dict[str, Any]:
-    """Return a module's attributes, collections as copies of one level."""
-    return {
-        name: type(value)(value) if isinstance(value, (list, dict, set)) else value
-        for name, value in vars(module).items()
-    }
-
-
-def _restore(module: nn.Module, before: dict[str, Any]) -> list[str]:
-    """Undo what a trace did to a module's attributes and return the names of those it changed."""
-    changed = []
-    for name in {**vars(module), **before}:
-        now, then = vars(module).get(name, _MISSING), before.get(name, _MISSING)
-        if contents(now) == contents(then):
-            continue
-        changed.append(name)
-        if then is _MISSING:
-            del vars(module)[name]
-        elif isinstance(now, (list, dict, set)) and type(now) is type(then):
-            refill(now, then)
-        else:
-            vars(module)[name] = then
-    return changed
-
-
-_MISSING = object()
-
-
-def _container(path: Path, module: nn.Module, reads: dict[tuple[str, ...], Any]) -> Container:
-    children = tuple(module._modules)
-    missing = tuple(name for name in children if module._modules[name] is None)
-    return Container(path, own_class(module), children, missing, tuple(reads.items()))
 
 
 class _Unit(NamedTuple):

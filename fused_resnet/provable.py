@@ -22,7 +22,7 @@ from torch import fx, nn
 
 TORCH = os.path.dirname(torch.__file__) + os.sep
 PYTHON = os.path.dirname(os.__file__) + os.sep
-TRACER = tuple(os.path.join(os.path.dirname(__file__), name) for name in ("provable.py", "dataflow.py", "blocks.py"))
+TRACER = tuple(os.path.join(os.path.dirname(__file__), name) for name in ("provable.py", "tracing.py", "blocks.py"))
 # what changes how torch runs, or runs code where a trace does not look
 MODES = (
     "utils/_contextlib.py",
@@ -107,7 +107,7 @@ class Watch:
     def __init__(self) -> None:
         self._seen: set[tuple[CodeType, int]] = set()
         self._reads: list[tuple[nn.Module | None, tuple[str, ...], Any]] = []
-        self._refused: Unprovable | None = None
+        self.refused = ""  # said to a forward, which may have caught it
         self._containers: dict[int, tuple[Any, Any, str]] = {}
 
     def __enter__(self) -> "Watch":
@@ -144,8 +144,6 @@ class Watch:
 
     def reads(self, paths: dict[nn.Module, tuple[str, ...]]) -> Iterator[Read]:
         """Yield what steered the trace; ``paths`` are the modules that it went through."""
-        if self._refused is not None:
-            raise self._refused
         for owner, names, value in self._reads:
             if owner is None:
                 yield Read(None, names, value)
@@ -153,20 +151,23 @@ class Watch:
                 inside = value[0] if isinstance(value, tuple) and value else None
                 if inside != "children" or (*paths[owner], *names) not in paths.values():
                     yield Read(paths[owner], names, value)
-            else:
-                raise Unprovable(f"it runs a {type(owner).__name__} that is no child of its own")
+
+    def strangers(self, paths: dict[nn.Module, tuple[str, ...]]) -> str:
+        """Say where the trace went through a module that is none of ``paths``."""
+        found = next((owner for owner, _, _ in self._reads if owner is not None and owner not in paths), None)
+        return "" if found is None else f"it runs a {type(found).__name__} that is no child of its own"
 
     def _call(self, frame: FrameType, event: str, _: Any) -> None:
-        try:
-            self._look(frame, event)
-        except Unprovable as error:
-            self._refused = error  # for where somebody catches it
-            raise
-
-    def _look(self, frame: FrameType, event: str) -> None:
-        code = frame.f_code
         if event != "call" or _is_trusted(frame):
             return
+        try:
+            self._look(frame)
+        except Unprovable as error:
+            self.refused = str(error)
+            raise
+
+    def _look(self, frame: FrameType) -> None:
+        code = frame.f_code
         names = frame.f_globals
         if code.co_filename.startswith(TORCH):
             raise Unprovable(f"it changes how torch runs: {names['__name__']}.{code.co_name}")
@@ -355,6 +356,7 @@ def _attributes(watch: Watch, code: CodeType, owner: nn.Module, chain: tuple[str
             continue
         if isinstance(value, torch.Tensor):
             if name in vars(owner) and not isinstance(value, nn.Parameter):
+                yield owner, so_far, UNKNOWN
                 _refuse(code, line, f"reads {what}, a tensor that is no buffer")
             yield owner, so_far, TENSOR
         elif isinstance(value, MethodType):
@@ -362,6 +364,7 @@ def _attributes(watch: Watch, code: CodeType, owner: nn.Module, chain: tuple[str
             if type(value.__self__).__name__ == "FloatFunctional":
                 return  # torch's add and ReLU as methods of a module
             if (i or inherited) and name not in ("children", "named_children", "get_submodule"):
+                yield owner, so_far, UNKNOWN
                 _refuse(code, line, f"calls {what}, a method that a trace does not enter")
             yield owner, so_far, value.__func__
         elif i + 1 < len(chain) and _is_plain(value, chain[i + 1]):
@@ -371,11 +374,13 @@ def _attributes(watch: Watch, code: CodeType, owner: nn.Module, chain: tuple[str
                 yield owner, so_far, None
         else:
             watch.keep(value, what)
+            yield owner, so_far, UNKNOWN
             yield owner, so_far, _kept(code, line, value, what)
         return
 
 
 _MISSING = object()
+UNKNOWN = object()  # what nothing is the same as: where it is refused, another module may not be
 MODULE_ATTRIBUTES = frozenset(vars(nn.Module())) - {"training"}
 TENSOR = "a tensor"
 

@@ -18,7 +18,7 @@ from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fused_resnet import ops
-from fused_resnet.blocks import FusedModule, Plan, PreparedChain, PreparedChains, child, prepare
+from fused_resnet.blocks import FusedModule, Plan, PreparedChain, PreparedChains, child, plan_of, prepare
 from fused_resnet.chain import backward, forward
 from fused_resnet.chain_spec import make_chain
 
@@ -156,7 +156,7 @@ def trace(
             hook.remove()
         inside: set[nn.Module] = set()  # a chain of another module
         for module, argument in calls:
-            plan = module._fused.get(module.training)
+            plan = plan_of(module)
             chains = "" if plan is None else prepare(module, plan)
             if plan is not None and not isinstance(chains, str) and module not in inside:
                 inside |= {child(module, path[:n]) for path in plan.modules for n in range(1, len(path))}

@@ -3,8 +3,9 @@
 import functools
 import operator
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -18,19 +19,24 @@ from fused_resnet.blocks import (
     BlockPaths,
     ChainPaths,
     FusedModule,
+    Fusion,
     Plan,
     PreparedChain,
     UnitPaths,
     fused_class,
+    fusion_of,
     prepare,
     stock_class,
 )
 from fused_resnet.chain_spec import Padded, make_chain, split_parameters
-from fused_resnet.dataflow import find_plan, is_norm, is_primitive, why_no_match
+from fused_resnet.dataflow import Finder, is_norm, why_no_match
 from fused_resnet.host_memory import keep_freed_memory
 from fused_resnet.steps import Steps, trace
+from fused_resnet.tracing import is_primitive
 
 WRAPPERS = ("DistributedDataParallel", "DataParallel", "FullyShardedDataParallel", "FSDPModule", "OptimizedModule")
+
+Place = tuple[str, nn.Module, dict[bool, Plan] | str]  # a module's name, and its plans or why it has none
 
 
 class NothingToFuse(UserWarning):
@@ -100,16 +106,17 @@ def fuse(
             keep_freed_memory()
     unfuse(model)
     fused = False
-    found = list(_survey(model, (engine, memory)))
+    found = list(_survey(model, Finder((engine, memory))))
     if chain == "stage":  # whose blocks stay fused by themselves, for where the stage cannot serve
-        found += [place for place in _survey(model, (engine, memory), stages=True) if _spans_blocks(place[2])]
+        finder = Finder((engine, memory), stages=True)
+        found += [place for place in _survey(model, finder) if _spans_blocks(place[2])]
     for _, module, plans in found:
         if not isinstance(plans, str):
             module.__class__ = fused_class(type(module))  # type: ignore[arg-type]
-            vars(module)["_fused"] = plans
+            vars(module)["_fused"] = Fusion(plans)
             fused = fused or module.training in plans
     if not fused:
-        message = f"fused_resnet: nothing to fuse in {type(model).__name__}.\n{explain(model)}"
+        message = f"fused_resnet: nothing to fuse in {type(model).__name__}.\n{_report(model, found)}"
         if strict:
             raise ValueError(message)
         warnings.warn(message, NothingToFuse, stacklevel=2)
@@ -122,7 +129,6 @@ def unfuse(model: nn.Module) -> nn.Module:
         if isinstance(module, FusedModule):
             module.__class__ = stock_class(type(module))
             vars(module).pop("_fused", None)
-            vars(module).pop("_fused_last", None)
     return model
 
 
@@ -207,8 +213,18 @@ def explain(model: nn.Module, input_shape: Sequence[int] | None = None, *, dtype
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
     steps = {} if input_shape is None else trace(model, input_shape, dtype)
+    return _report(model, _survey(model, Finder(("auto", "fast"))), steps, dtype)
+
+
+def _report(
+    model: nn.Module,
+    places: Iterable[Place],
+    steps: Mapping[tuple[str, int], Steps] = MappingProxyType({}),
+    dtype: torch.dtype | None = None,
+) -> Report:
+    """Write what was found in a model."""
     rows: list[Row] = []
-    for name, module, plans in _survey(model, ("auto", "fast")):
+    for name, module, plans in places:
         shown = name or f"({type(model).__name__})"
         plan = plans if isinstance(plans, str) else plans.get(module.training, NO_PLAN)
         chains = plan if isinstance(plan, str) else prepare(module, plan)
@@ -274,8 +290,8 @@ def _synchronized(prepared: PreparedChain) -> str:
 
 def _last_call(module: nn.Module) -> str:
     """Say why the last call went to stock modules, where it did."""
-    reason = vars(module).get("_fused_last", "")
-    return f"stock in the last call: {reason}" if reason else ""
+    fusion = fusion_of(module)
+    return f"stock in the last call: {fusion.last}" if fusion is not None and fusion.last else ""
 
 
 def _copies(engine: str, parameters: list[torch.Tensor]) -> str:
@@ -343,9 +359,7 @@ def _check_model(model: Any) -> None:
             )
 
 
-def _survey(
-    model: nn.Module, options: tuple[str, str], stages: bool = False
-) -> Iterator[tuple[str, nn.Module, dict[bool, Plan] | str]]:
+def _survey(model: nn.Module, finder: Finder) -> Iterator[Place]:
     """Yield, top down, (name, module, plans or why not) for every module that has chains, or norms and no chains.
 
     What is inside a chain is left out, unless it is a stage that cannot serve as it is now.
@@ -356,8 +370,8 @@ def _survey(
         inside = name in in_chains or (name and any(path.startswith(prefix) for path in in_chains))
         if inside or is_primitive(module) or not any(True for _ in module.children()):
             continue
-        fused = isinstance(module, FusedModule) and "_fused" in vars(module)
-        plans = module._fused if fused else _plan(module, options, stages)
+        fusion = fusion_of(module)
+        plans = finder.plans(module) if fusion is None else fusion.plans
         if not isinstance(plans, str):
             yield name, module, plans
             if not (_spans_blocks(plans) and any(isinstance(prepare(module, plan), str) for plan in plans.values())):
@@ -369,14 +383,3 @@ def _survey(
 def _spans_blocks(plans: dict[bool, Plan] | str) -> bool:
     """Whether any chain has more than one block."""
     return not isinstance(plans, str) and any(len(chain) > 1 for plan in plans.values() for chain in plan.chains)
-
-
-def _plan(module: nn.Module, options: tuple[str, str], stages: bool) -> dict[bool, Plan] | str:
-    """Return a module's plans for training and eval, or why it has none."""
-    if "forward" in vars(module):
-        return "it has a forward of its own"
-    if type(module).forward is nn.Module.forward:
-        return "it has no forward"
-    found = {training: find_plan(module, training, options, stages) for training in (True, False)}
-    plans = {training: plan for training, plan in found.items() if isinstance(plan, Plan)}
-    return plans or str(found[True])

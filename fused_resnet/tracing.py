@@ -1,0 +1,175 @@
+"""Trace a forward with ``torch.fx``: its graph, what steered the trace there, and that it has changed nothing."""
+
+import builtins
+import contextlib
+import operator
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import fx, nn
+
+from fused_resnet import generators
+from fused_resnet.blocks import Container, Path, Reads, fusion_of, is_frozen_norm, own_class
+from fused_resnet.provable import Unprovable, Watch, contents, refill
+
+
+class Traced(NamedTuple):
+    """A forward's graph, or why there is none; and what was read of the modules it went through, and of globals."""
+
+    graph: fx.Graph | None
+    refused: str
+    containers: tuple[Container, ...]
+    globals: Reads
+
+
+def is_primitive(module: nn.Module) -> bool:
+    """Whether a module is one of torch's own layers, or a batch norm of any kind, which a trace does not go into."""
+    if is_frozen_norm(module) or isinstance(module, nn.modules.batchnorm._BatchNorm):
+        return True
+    return type(module).__module__.startswith("torch.nn.modules") and not isinstance(
+        module, (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+    )
+
+
+class _Value(fx.Proxy):
+    """A traced tensor; Python's own ``isinstance`` says so while a trace runs, and torch's C++ is never told."""
+
+    _is_param = _is_buffer = False
+
+
+def _in_place(operation: Callable[[Any, Any], Any]) -> Callable[[_Value, Any], fx.Proxy]:
+    """Return how a value is written to: fx would make ``x += y`` an add."""
+    return lambda value, other: value.tracer.create_proxy("call_function", operation, (value, other), {})
+
+
+IN_PLACE = (operator.iadd, operator.isub, operator.imul, operator.itruediv)
+for _operation in IN_PLACE:
+    setattr(_Value, f"__{_operation.__name__}__", _in_place(_operation))
+
+
+@contextlib.contextmanager
+def _values_are_tensors() -> Iterator[None]:
+    """Let ``isinstance(value, torch.Tensor)`` be true of what stands for one."""
+    real = builtins.isinstance
+
+    def is_instance(value: Any, classes: Any) -> bool:
+        return real(value, classes) or (type(value) is _Value and real(_A_TENSOR, classes))
+
+    builtins.isinstance = is_instance
+    try:
+        yield
+    finally:
+        builtins.isinstance = real
+
+
+_A_TENSOR = torch.empty(0)
+
+
+class _Tracer(fx.Tracer):
+    """Trace ``forward(x)``; every other argument keeps its default.
+
+    ``deep`` goes through the module's own children down to torch's layers; otherwise every child is a leaf.
+    """
+
+    # a forward that writes into a buffer does so at every call, and never while it is traced
+    proxy_buffer_attributes = True
+
+    def __init__(self, deep: bool, watch: Watch):
+        super().__init__()
+        self.deep = deep
+        self.watch = watch
+        self.entered: dict[str, nn.Module] = {}
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return _Value(node, self)
+
+    def create_arg(self, a: Any) -> Any:
+        if type(a) is _Value:
+            return a.node
+        if type(a) is OrderedDict:  # which fx would make a dict
+            return self.create_proxy("call_function", OrderedDict, (list(a.items()),), {}).node
+        if isinstance(a, nn.Module) or (isinstance(a, (list, dict)) and type(a) not in (list, dict)):
+            raise Unprovable(f"it returns or hands on a {type(a).__name__}")
+        return super().create_arg(a)
+
+    def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> tuple[Any, list[Any]]:
+        def forward(*args: Any) -> Any:
+            with self.watch, _values_are_tensors():
+                return root_fn(*args)
+
+        return forward, [self.root, self.create_proxy("placeholder", "x", (), {})]
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        leaf = not self.deep or is_primitive(m) or fusion_of(m) is not None
+        if not leaf:
+            self.entered[module_qualified_name] = m
+        return leaf
+
+
+def trace(module: nn.Module, deep: bool) -> Traced:
+    """Trace a module's forward in the mode that it is in.
+
+    ``deep`` goes through the module's own children down to torch's layers; otherwise every child is a leaf.
+    """
+    modules = [m for m in module.modules() if not is_primitive(m)]
+    before = [_state(m) for m in modules]
+    random_before = generators.state()
+    watch = Watch()
+    tracer = _Tracer(deep, watch)
+    graph, refused = None, ""
+    try:
+        graph = tracer.trace(module)
+    except Exception as error:  # whatever a forward holds meets the tracer; what it says is the reason reported
+        refused = str(error).strip() or type(error).__name__
+    paths = {m: tuple(filter(None, name.split("."))) for name, m in {"": module, **tracer.entered}.items()}
+    refused = refused or watch.refused or watch.strangers(paths)
+    if generators.state() != random_before:
+        generators.restore(random_before)
+        refused = refused or "it draws random numbers"
+    changed = watch.restore()
+    changed += [f"self.{name}" for m, state in zip(modules, before, strict=True) for name in _restore(m, state)]
+    if changed:
+        refused = refused or f"it changes {changed[0]}"
+    for node in graph.nodes if graph is not None else ():
+        node.type = None  # an annotation, which need not be a name that can be imported
+    reads: dict[Path | None, dict[tuple[str, ...], Any]] = {}
+    for read in watch.reads(paths):
+        reads.setdefault(read.path, {})[read.names] = read.value
+    containers = tuple(_container(path, m, reads.get(path, {})) for m, path in paths.items())
+    return Traced(None if refused else graph, refused, containers, tuple(reads.get(None, {}).items()))
+
+
+def _state(module: nn.Module) -> dict[str, Any]:
+    """Return a module's attributes, collections as copies of one level."""
+    return {
+        name: type(value)(value) if isinstance(value, (list, dict, set)) else value
+        for name, value in vars(module).items()
+    }
+
+
+def _restore(module: nn.Module, before: dict[str, Any]) -> list[str]:
+    """Undo what a trace did to a module's attributes and return the names of those it changed."""
+    changed = []
+    for name in {**vars(module), **before}:
+        now, then = vars(module).get(name, _MISSING), before.get(name, _MISSING)
+        if contents(now) == contents(then):
+            continue
+        changed.append(name)
+        if then is _MISSING:
+            del vars(module)[name]
+        elif isinstance(now, (list, dict, set)) and type(now) is type(then):
+            refill(now, then)
+        else:
+            vars(module)[name] = then
+    return changed
+
+
+_MISSING = object()
+
+
+def _container(path: Path, module: nn.Module, reads: dict[tuple[str, ...], Any]) -> Container:
+    children = tuple(module._modules)
+    missing = tuple(name for name in children if module._modules[name] is None)
+    return Container(path, own_class(module), children, missing, tuple(reads.items()))
