@@ -368,8 +368,9 @@ def why_not_input(x: Any, training: bool) -> str:
         return "the last call had a tensor without data"
     if not compiling and (_has_any_global_hook() or _has_function_mode()):
         return "a global module hook or a TorchFunctionMode sees every call"
-    if torch._C._get_tracing_state() or (compiling and not training and torch.compiler.is_exporting()):
-        return "what is traced or exported for inference is plain PyTorch"
+    exporting = compiling and torch.compiler.is_exporting()
+    if torch._C._get_tracing_state() or (exporting and (not training or torch.onnx.is_in_onnx_export())):
+        return "what is traced, or exported for inference or to ONNX, is plain PyTorch"
     if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
         return "the last call was inside a torch.func transform or forward-mode differentiation"
     return ""
