@@ -27,7 +27,7 @@ from torch.utils._device import DeviceContext
 from fused_resnet.chain_ops import run_chain, update_running_stats_
 from fused_resnet.chain_spec import Padded, is_projection
 from fused_resnet.checkpointing import is_recomputation
-from fused_resnet.provable import same
+from fused_resnet.provable import ABSENT, same
 from fused_resnet.snapshot import Snapshot
 from fused_resnet.synchronized import group_name
 
@@ -659,7 +659,7 @@ def _why_not_read(module: nn.Module, container: Container) -> str | None:
     for names, value in container.attributes:
         now: Any = child(module, container.path)
         for attribute in names:
-            now = getattr(now, attribute, None)
+            now = getattr(now, attribute, ABSENT)
         if not same(now, value):
             return f"{'.'.join(container.path) or 'the module'}.{'.'.join(names)} has changed since it was fused"
     return None

@@ -13,7 +13,8 @@ import functools
 import gc
 import os
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from types import BuiltinFunctionType, CodeType, FrameType, FunctionType, MethodType, ModuleType
 from typing import Any, NamedTuple, NoReturn
 
@@ -98,7 +99,6 @@ class Code(NamedTuple):
     refused: tuple[int, str] | None  # the first line that is, and what it holds
     attributes: tuple[tuple[str, ...], ...]
     names: tuple[tuple[str, tuple[str, ...], int], ...]
-    asks_by_name: bool  # getattr(self, name)
 
 
 class Watch:
@@ -107,18 +107,22 @@ class Watch:
     def __init__(self) -> None:
         self._seen: set[tuple[CodeType, int]] = set()
         self._reads: list[tuple[nn.Module | None, tuple[str, ...], Any]] = []
+        self._asked: list[tuple[Any, tuple[str, ...], Any]] = []  # read by name, of any module
         self.refused = ""  # said to a forward, which may have caught it
         self._containers: dict[int, tuple[Any, Any, str]] = {}
 
     def __enter__(self) -> "Watch":
         self._collects = gc.isenabled()
         gc.disable()  # what it calls is none of the forward's
-        self._before = sys.getprofile()
+        self._thread = threading.get_ident()
+        self._before: tuple[Any, ...] = sys.getprofile(), builtins.getattr, builtins.hasattr
+        builtins.getattr, builtins.hasattr = map(self._seen_asking, (getattr, hasattr))
         sys.setprofile(self._call)
         return self
 
     def __exit__(self, *_: object) -> None:
-        sys.setprofile(self._before)
+        sys.setprofile(self._before[0])
+        _, builtins.getattr, builtins.hasattr = self._before
         if self._collects:
             gc.enable()
 
@@ -142,8 +146,8 @@ class Watch:
                 refill(value, before)
         return changed
 
-    def reads(self, paths: dict[nn.Module, tuple[str, ...]]) -> Iterator[Read]:
-        """Yield what steered the trace; ``paths`` are the modules that it went through."""
+    def reads(self, root: nn.Module, paths: dict[nn.Module, tuple[str, ...]]) -> Iterator[Read]:
+        """Yield what steered the trace of a module; ``paths`` are those that it went through."""
         for owner, names, value in self._reads:
             if owner is None:
                 yield Read(None, names, value)
@@ -151,11 +155,18 @@ class Watch:
                 inside = value[0] if isinstance(value, tuple) and value else None
                 if inside != "children" or (*paths[owner], *names) not in paths.values():
                     yield Read(paths[owner], names, value)
+        inner = {module: name.split(".") for name, module in root.named_modules() if name} if self._asked else {}
+        for owner, names, value in self._asked:
+            if owner in paths:
+                yield Read(paths[owner], names, value)
+            elif owner in inner:
+                yield Read((), (*inner[owner], *names), value)
 
-    def strangers(self, paths: dict[nn.Module, tuple[str, ...]]) -> str:
-        """Say where the trace went through a module that is none of ``paths``."""
-        found = next((owner for owner, _, _ in self._reads if owner is not None and owner not in paths), None)
-        return "" if found is None else f"it runs a {type(found).__name__} that is no child of its own"
+    def strangers(self, root: nn.Module, paths: dict[nn.Module, tuple[str, ...]]) -> str:
+        """Say where the trace went through a module that is none of ``paths``, or asked one that is not inside."""
+        owners = {owner for owner, _, _ in self._reads} - {None, *paths}
+        owners |= {owner for owner, _, _ in self._asked} - set(root.modules())
+        return f"it runs a {type(owners.pop()).__name__} that is no child of its own" if owners else ""
 
     def _call(self, frame: FrameType, event: str, _: Any) -> None:
         if event != "call" or _is_trusted(frame):
@@ -165,6 +176,28 @@ class Watch:
         except Unprovable as error:
             self.refused = str(error)
             raise
+
+    def _seen_asking(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Return ``getattr`` or ``hasattr`` such that what it is asked for in the forward is read."""
+
+        def asked(*args: Any) -> Any:
+            frame = sys._getframe(1)
+            if self._thread == threading.get_ident() and len(args) > 1 and not _is_trusted(frame):
+                try:
+                    self._ask(frame.f_code, frame.f_lineno, args[0], args[1])
+                except Unprovable as error:
+                    self.refused = str(error)
+                    raise
+            return function(*args)
+
+        return asked
+
+    def _ask(self, code: CodeType, line: int, of: Any, name: Any) -> None:
+        if isinstance(of, nn.Module):
+            _refuse_own_access(code, line, of)
+            self._asked += _attributes(self, code, of, (name,), by_name=True)
+        elif not (isinstance(of, (fx.Proxy, *IMMUTABLE, list, tuple, dict)) and name in OF_VALUES):
+            _refuse(code, line, f"asks a {type(of).__name__} for {name}")
 
     def _look(self, frame: FrameType) -> None:
         code = frame.f_code
@@ -189,22 +222,22 @@ class Watch:
             self.keep(frame.f_locals.get(name), f"its argument {name}")
         self._reads += _globals(self, code, held, names)
         if isinstance(owner, nn.Module):
-            if type(owner).__getattr__ is not nn.Module.__getattr__:  # the tracer's, while it runs
-                _refuse(code, code.co_firstlineno, f"belongs to a {type(owner).__name__}, which has a __getattr__")
-            if type(owner).__getattribute__ is not object.__getattribute__:
-                _refuse(code, code.co_firstlineno, f"belongs to a {type(owner).__name__} with a __getattribute__")
-            if held.asks_by_name:
-                for name in (*vars(owner), *(c for c in code.co_consts if isinstance(c, str) and c.isidentifier())):
-                    if name not in MODULE_ATTRIBUTES:
-                        self._reads += _attributes(self, code, owner, (name,), by_name=True)
+            _refuse_own_access(code, code.co_firstlineno, owner)
             for attributes in held.attributes:
                 self._reads += _attributes(self, code, owner, attributes)
         elif isinstance(owner, type) and any(
             not callable(getattr(owner, first, None)) for first, *_ in held.attributes
         ):
             _refuse(code, code.co_firstlineno, f"reads attributes of the class {owner.__name__}")
-        elif (held.attributes or held.asks_by_name) and not isinstance(owner, (fx.Proxy, *IMMUTABLE, list, tuple)):
+        elif held.attributes and not isinstance(owner, (fx.Proxy, *IMMUTABLE, list, tuple)):
             _refuse(code, code.co_firstlineno, f"reads attributes of a {type(owner).__name__}")
+
+
+def _refuse_own_access(code: CodeType, line: int, module: nn.Module) -> None:
+    if type(module).__getattr__ is not nn.Module.__getattr__:  # the tracer's, while it runs
+        _refuse(code, line, f"reads a {type(module).__name__}, which has a __getattr__")
+    if type(module).__getattribute__ is not object.__getattribute__:
+        _refuse(code, line, f"reads a {type(module).__name__}, which has a __getattribute__")
 
 
 def contents(value: Any) -> list[int]:
@@ -246,7 +279,6 @@ def read_code(code: CodeType) -> Code:
     attributes: set[tuple[str, ...]] = set()
     names: set[tuple[str, tuple[str, ...], int]] = set()
     line = code.co_firstlineno
-    asks_by_name = False
     instructions = list(dis.get_instructions(code))
     first = code.co_varnames[0] if code.co_argcount else None
     if any(i.opname.startswith(("STORE_FAST", "STORE_DEREF")) and first in (i.argval, *_pair(i)) for i in instructions):
@@ -271,17 +303,11 @@ def read_code(code: CodeType) -> Code:
         unknown = [name for name in chain if name not in OF_VALUES]
         if unknown and not (is_self or is_global or name in ("LOAD_ATTR", "LOAD_METHOD")):
             refused.append((line, f"a read of .{unknown[0]}, of an object that is not self"))
-        if name in ("LOAD_GLOBAL", "LOAD_NAME") and instruction.argval in ("getattr", "hasattr"):
-            of = instructions[i + 1]
-            asks_by_name = True
-            of_self = of.opname.startswith(("LOAD_FAST", "LOAD_DEREF")) and of.argval == first
-            if not of_self or instructions[i + 2].opname in ("LOAD_ATTR", "LOAD_METHOD"):
-                refused.append((line, f"a {instruction.argval} of another object than self"))
-        if name in ("LOAD_GLOBAL", "LOAD_NAME"):
+        if is_global:
             names.add((instruction.argval, tuple(chain), line))
     if code.co_flags & 0x20 and not code.co_name.startswith("<"):
         refused.append((code.co_firstlineno, "a yield"))
-    return Code(refused[0] if refused else None, tuple(sorted(attributes)), tuple(sorted(names)), asks_by_name)
+    return Code(refused[0] if refused else None, tuple(sorted(attributes)), tuple(sorted(names)))
 
 
 def _pair(instruction: dis.Instruction) -> tuple[Any, ...]:
@@ -316,6 +342,8 @@ def _globals(watch: Watch, code: CodeType, held: Code, names: dict[str, Any]) ->
                 _refuse(code, line, f"reads {name}.{chain[0]}, an attribute of a class")
             yield None, (module, name), value
         elif isinstance(value, (FunctionType, BuiltinFunctionType)):
+            if value.__module__ == "builtins":
+                _refuse(code, line, f"calls {name}, which is {value.__name__}")
             if chain:
                 _refuse(code, line, f"reads {name}.{chain[0]}, an attribute of a function")
             yield None, (module, name), value
@@ -371,7 +399,7 @@ def _attributes(watch: Watch, code: CodeType, owner: nn.Module, chain: tuple[str
             continue
         elif value is _MISSING:
             if by_name:  # it may appear
-                yield owner, so_far, None
+                yield owner, so_far, ABSENT
         else:
             watch.keep(value, what)
             yield owner, so_far, UNKNOWN
@@ -381,8 +409,7 @@ def _attributes(watch: Watch, code: CodeType, owner: nn.Module, chain: tuple[str
 
 _MISSING = object()
 UNKNOWN = object()  # what nothing is the same as: where it is refused, another module may not be
-MODULE_ATTRIBUTES = frozenset(vars(nn.Module())) - {"training"}
-TENSOR = "a tensor"
+TENSOR, ABSENT = "a tensor", "no such attribute"
 
 
 def _is_plain(value: Any, name: str) -> bool:

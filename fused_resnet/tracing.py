@@ -3,6 +3,7 @@
 import builtins
 import contextlib
 import operator
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -108,8 +109,11 @@ class _Tracer(fx.Tracer):
         return leaf
 
 
+_TURN = threading.RLock()
+
+
 def trace(module: nn.Module, deep: bool) -> Traced:
-    """Trace a module's forward in the mode that it is in.
+    """Trace a module's forward in the mode that it is in; one at a time, as a trace patches Python and torch.
 
     ``deep`` goes through the module's own children down to torch's layers; otherwise every child is a leaf.
     """
@@ -120,11 +124,12 @@ def trace(module: nn.Module, deep: bool) -> Traced:
     tracer = _Tracer(deep, watch)
     graph, refused = None, ""
     try:
-        graph = tracer.trace(module)
+        with _TURN:
+            graph = tracer.trace(module)
     except Exception as error:  # whatever a forward holds meets the tracer; what it says is the reason reported
         refused = str(error).strip() or type(error).__name__
     paths = {m: tuple(filter(None, name.split("."))) for name, m in {"": module, **tracer.entered}.items()}
-    refused = refused or watch.refused or watch.strangers(paths)
+    refused = refused or watch.refused or watch.strangers(module, paths)
     if generators.state() != random_before:
         generators.restore(random_before)
         refused = refused or "it draws random numbers"
@@ -135,7 +140,7 @@ def trace(module: nn.Module, deep: bool) -> Traced:
     for node in graph.nodes if graph is not None else ():
         node.type = None  # an annotation, which need not be a name that can be imported
     reads: dict[Path | None, dict[tuple[str, ...], Any]] = {}
-    for read in watch.reads(paths):
+    for read in watch.reads(module, paths):
         reads.setdefault(read.path, {})[read.names] = read.value
     containers = tuple(_container(path, m, reads.get(path, {})) for m, path in paths.items())
     return Traced(None if refused else graph, refused, containers, tuple(reads.get(None, {}).items()))

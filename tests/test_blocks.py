@@ -102,7 +102,7 @@ OTHERS = [
     ("timm", "resnet18", {}, 5),
     ("timm", "resnet50d", {}, 8),
     ("timm", "seresnet50", {}, 8),
-    ("timm", "resnet18", {"features_only": True}, 8),  # its forward reads an object, so its stem is left stock
+    ("timm", "resnet18", {"features_only": True}, 9),
     ("ours", "resnet20", {"shortcut": "A"}, 10),
     ("Hugging Face", "basic", {}, 5),
     ("Hugging Face", "bottleneck", {}, 5),

@@ -227,6 +227,26 @@ STEERING = {
         "self.a, self.b, self.name = False, True, 'a'",
         "model.name = 'b' if on else 'a'",
     ),
+    "getattr of a child": (
+        "getattr(self.relu, 'on', False)",
+        "",
+        "vars(model.relu).update(on=1) if on else vars(model.relu).pop('on', 0)",
+    ),
+    "getattr of a layer's own": ("getattr(self.c0, 'tag')", "self.c0.tag = False", "model.c0.tag = on"),
+    "hasattr of an item": (
+        "any(hasattr(m, 'on') for m in self.ms)",
+        "self.ms = nn.ModuleList([nn.ReLU(), nn.Sequential()])",
+        "vars(model.ms[1]).update(on=1) if on else vars(model.ms[1]).pop('on', 0)",
+    ),
+    "getattr of an item of a dict": (
+        "{n: getattr(m, 'on', False) for n, m in self.md.items()}['a']",
+        "self.md = nn.ModuleDict({'a': nn.ReLU()})",
+        "model.md['a'].on = on",
+    ),
+    "getattr of a class": ("getattr(Config, 'later', False)", "", "Config.later = on"),
+    "getattr of a module of functions": ("getattr(types, 'later', False)", "", "types.later = on"),
+    "getattr under another name": ("ask(self, 'x')", "self.x = False", "model.x = on", "ask = getattr"),
+    "getattr handed on": ("list(map(getattr, [self], ['x']))[0]", "self.x = False", "model.x = on"),
     "object.__getattribute__": ("object.__getattribute__(self, 'x')", "self.x = False", "model.x = on"),
     "operator.attrgetter": ("operator.attrgetter('cfg.x')(self)", "self.cfg = Config()", "model.cfg.x = on"),
     "hasattr": ("hasattr(self, 'later')", "", "vars(model).update(later=1) if on else vars(model).pop('later', 0)"),
@@ -397,7 +417,39 @@ def test_what_steers_a_forward_is_read_in_every_call(same, name, place, on):
     same(steered(name, place), fuse_on=on, modes=(train_first != on,))
 
 
-READ_IN_A_CHAINS_FORWARD = ["a flag", "a number", "a string", "a config object", "a class attribute", "a module global"]
+@pytest.mark.parametrize(
+    "asked",
+    ["hasattr(x, 'tensors')", "getattr(h, 'later', None) is not None", "hasattr(self.c0(x), 'later')"],
+)
+def test_a_tensor_is_asked_for_what_none_has(same, asked):
+    body = f"h = torch.relu(self.n0(self.c0(x)))\nif {asked}:\n    h = h * 2\nreturn torch.relu(self.n1(self.c1(h)))"
+    same(forward(body))
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        "self.x and getattr(self.cfg, 'later')",
+        "[getattr(m, 'inplace', True) for m in self.ms][0]",
+        "hasattr(x, 'mean')",
+    ],
+)
+def test_what_a_getattr_reads_is_known_where_it_is_reached(same, asked):
+    init = "self.x, self.ms = False, nn.ModuleList([nn.ReLU(inplace=False)])"
+    body = f"h = torch.relu(self.n0(self.c0(x)))\nif {asked}:\n    h = h * 2\nreturn torch.relu(self.n1(self.c1(h)))"
+    same(forward(body, init=init), least=1)
+
+
+READ_IN_A_CHAINS_FORWARD = [
+    "getattr of a child",
+    "hasattr of an item",
+    "a flag",
+    "a number",
+    "a string",
+    "a config object",
+    "a class attribute",
+    "a module global",
+]
 
 
 @pytest.mark.parametrize("name", READ_IN_A_CHAINS_FORWARD)
