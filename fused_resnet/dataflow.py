@@ -42,6 +42,27 @@ CHAIN_MODULES = (nn.Conv2d, nn.ReLU, nn.MaxPool2d, nn.Identity)
 NORMS = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm, nn.modules.instancenorm._InstanceNorm)
 
 
+class _Found(NamedTuple):
+    """What a trace of a forward found.
+
+    Attributes
+    ----------
+    containers
+        What steered it.
+    plan
+        How the forward can run, or why it has no chain.
+    traced
+        Whether there is a graph.
+    may_be_part
+        Whether all in it but the children that are leaves may be in one chain.
+    """
+
+    containers: tuple[Container, ...]
+    plan: Plan | str
+    traced: bool = True
+    may_be_part: bool = False
+
+
 class Finder:
     """Finds how the forwards of a model's modules can run with chains in them.
 
@@ -59,7 +80,8 @@ class Finder:
     def __init__(self, options: tuple[str, str], stages: bool = False):
         self.options = options
         self.stages = stages
-        self._known: dict[Hashable, list[tuple[tuple[Container, ...], Plan | str]]] = {}
+        self._known: dict[Hashable, list[_Found]] = {}
+        self._parts: dict[tuple[nn.Module, bool], bool] = {}
 
     def plans(self, module: nn.Module) -> dict[bool, Plan] | str:
         """Return a module's plans for training and eval, or why it has none."""
@@ -67,62 +89,73 @@ class Finder:
             return "it has a forward of its own"
         if type(module).forward is nn.Module.forward:
             return "it has no forward"
-        inner = list(module.modules())
-        may_be_whole = all(type(m) in CHAIN_MODULES or is_norm(m) for m in inner if is_primitive(m))
-        depths = (True, False) if may_be_whole else (False,)
+        containers = [m for m in module.modules() if not is_primitive(m)]
         shape = _shape(module)
         found: dict[bool, Plan | str] = {}
         for training in (True, False):
-            with _in_mode([m for m in inner if not is_primitive(m)], training):
-                found[training] = self._plan(module, shape, depths)
+            with _in_mode(containers, training):
+                found[training] = self._plan(module, shape, training)
         plans = {training: plan for training, plan in found.items() if isinstance(plan, Plan)}
         return plans or str(found[True])
 
-    def _plan(self, module: nn.Module, shape: Hashable, depths: Sequence[bool]) -> Plan | str:
+    def _plan(self, module: nn.Module, shape: Hashable, training: bool) -> Plan | str:
         reason = ""
-        for deep in depths:
+        for deep in (True, False):
             try:
-                found = self._found(module, shape, deep)
-                if isinstance(found, Plan):
-                    prepared = prepare(module, found)
+                if deep and not self._may_be_part(module, training):
+                    continue
+                plan = self._find(module, shape, deep).plan
+                if isinstance(plan, Plan):
+                    prepared = prepare(module, plan)
                     if not isinstance(prepared, str):
-                        return found
-                    found = prepared
+                        return plan
+                    plan = prepared
             except Exception as error:  # nothing that a module holds ends fuse
-                found = _untraceable(str(error).strip() or type(error).__name__)
-            reason = found or reason
+                plan = _untraceable(str(error).strip() or type(error).__name__)
+            reason = plan or reason
         return reason
 
-    def _found(self, module: nn.Module, shape: Hashable, deep: bool) -> Plan | str:
+    def _may_be_part(self, module: nn.Module, training: bool) -> bool:
+        """Whether a forward that runs a module may be one chain as a whole."""
+        if is_primitive(module):
+            return type(module) in CHAIN_MODULES or is_norm(module)
+        if (module, training) not in self._parts:
+            part = all(self._may_be_part(child, training) for child in module.children())
+            if part and type(module).forward is not nn.Module.forward:
+                shape = _shape(module)
+                found = self._find(module, shape, deep=False)
+                part = (found if found.traced else self._find(module, shape, deep=True)).may_be_part
+            self._parts[module, training] = part
+        return self._parts[module, training]
+
+    def _find(self, module: nn.Module, shape: Hashable, deep: bool) -> _Found:
         known = self._known.setdefault((shape, deep), [])
-        for containers, found in known:
-            if not any(why_not_as_traced(module, container) for container in containers):
+        for found in known:
+            if not any(why_not_as_traced(module, container) for container in found.containers):
                 return found
-        containers, found = self._find(module, deep)
-        known.append((containers, found))
-        return found
+        known.append(self._trace(module, deep))
+        return known[-1]
 
-    def _find(self, module: nn.Module, deep: bool) -> tuple[tuple[Container, ...], Plan | str]:
-        """Return what steered a trace, and a plan or why there is none.
-
-        The reason is empty where a deep trace shows what the children's own will.
-        """
+    def _trace(self, module: nn.Module, deep: bool) -> _Found:
+        """Find the chains of a forward; the reason is empty where a deep trace shows what the children's own will."""
         graph, refused, containers, read_globals = trace(module, deep)
         if graph is None:
-            return containers, _untraceable(refused)
+            return _Found(containers, _untraceable(refused), traced=False)
         identities = _drop_identities(module, graph)
-        matches = _Matcher(module, graph).matches()
+        matcher = _Matcher(module, graph)
+        may_be_part = matcher.knows_all()
+        matches = matcher.matches()
         if self.stages:
             matches = _joined(matches)
-        if deep and not _is_whole(graph, matches):
-            return containers, ""
-        if deep and len({path[0] for match in matches for block in match.paths for path in block.modules}) == 1:
-            return containers, ""  # the chain is a child's own
+        of_children = {path[0] for match in matches for block in match.paths for path in block.modules}
+        if deep and (not _is_whole(graph, matches) or len(of_children) == 1):
+            return _Found(containers, "", may_be_part=may_be_part)
         if not matches:
-            return containers, why_no_match(module)
+            return _Found(containers, why_no_match(module), may_be_part=may_be_part)
         paths = tuple(match.paths for match in matches)
         source = _write_forward(graph, matches)
-        return containers, Plan(paths, containers, identities, source, self.options, read_globals)
+        plan = Plan(paths, containers, identities, source, self.options, read_globals)
+        return _Found(containers, plan, may_be_part=may_be_part)
 
 
 def _untraceable(reason: str) -> str:
@@ -220,6 +253,20 @@ class _Matcher:
             if end in rows and (match := self._match(row, rows)):
                 matches.append(match)
         return sorted(matches, key=lambda match: self.order[match.end])
+
+    def knows_all(self) -> bool:
+        """Whether a chain can hold every node of the graph, but for children that a trace may yet go into."""
+        return all(
+            node.op in ("placeholder", "output")
+            or (node.op == "call_module" and not is_primitive(child(self.root, _path(node))))
+            or type(_called(self.root, node)) in CHAIN_MODULES
+            or self._is_norm(node)
+            or self._is_relu(node)
+            or _target_name(node) in ADD_FUNCTIONS
+            or _zero_channels(node) is not None
+            or _strides(node) is not None
+            for node in self.order
+        )
 
     def _row(self, node: fx.Node | None) -> list[_Unit]:
         """Return the longest row of units that starts at a node; all but the first have a convolution."""

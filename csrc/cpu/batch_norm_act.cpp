@@ -125,15 +125,24 @@ FUSED_RESNET_INLINE void add_shifted(ShiftedSums& sums, const T* x, int64_t stri
   for_each_vector<T>(columns, [&](auto lanes, int64_t j) __attribute__((always_inline)) {
     using V = Vector<Accumulator<T>, decltype(lanes)::value>;
     const V origin = shift(lanes, j);
+    // Σx of float is made in double, as in stock torch: a mean that is next to 0 has no other digits
+    constexpr bool kExact = sizeof(T) == sizeof(float);
+    alignas(64) double exact[decltype(lanes)::value] = {};
     V sum{}, squares{};
 #pragma GCC unroll 8
     for (int row = 0; row < kRows; ++row) {
       prefetch(x + (row + kRows) * stride + j);
-      const V centred = load(lanes, x + row * stride + j) - origin;
-      sum += centred;
+      const V value = load(lanes, x + row * stride + j);
+      const V centred = value - origin;
+      kExact ? add_from(lanes, exact, x + row * stride + j) : (void)(sum += centred);
       squares += centred * centred;
     }
-    add_to(lanes, sums.sum + j, sum);
+    if constexpr (kExact) {
+      for (int i = 0; i < decltype(lanes)::value; ++i)
+        sums.sum[j + i] += exact[i] - kRows * static_cast<double>(origin[i]);
+    } else {
+      add_to(lanes, sums.sum + j, sum);
+    }
     add_to(lanes, sums.squares + j, squares);
   });
 }

@@ -245,6 +245,19 @@ FUSED_RESNET_INLINE void add_to(Lanes<N>, double* sums, Vector<float, N> v) {
   add_to(Lanes<N / 2>{}, sums + N / 2, __builtin_convertvector(halves.high, Vector<double, N / 2>));
 }
 
+// sums[0..N) += p[0..N), in double.
+template <int N, typename T>
+FUSED_RESNET_INLINE void add_from(Lanes<N> lanes, double* sums, const T* p) {
+#if defined(__AVX512F__)
+  if constexpr (N == 16 && sizeof(T) == sizeof(float)) {
+    add_to(Lanes<8>{}, sums, (Vector<double, 8>)_mm512_cvtps_pd(_mm256_loadu_ps((const float*)p)));
+    add_to(Lanes<8>{}, sums + 8, (Vector<double, 8>)_mm512_cvtps_pd(_mm256_loadu_ps((const float*)p + 8)));
+    return;
+  }
+#endif
+  add_to(lanes, sums, load(lanes, p));
+}
+
 // A per-channel vector along a row: one value a column, or (kBroadcast) one for the whole row.
 template <typename A, bool kBroadcast>
 class Coefficient {

@@ -304,6 +304,18 @@ def test_statistics_are_as_accurate_as_stock_where_the_mean_is_far_from_zero(mem
     )
 
 
+@each_shape
+@each_format
+def test_a_mean_that_is_next_to_zero_is_as_accurate_as_stock(memory_format, shape):
+    """What a convolution makes of a normalised input has such means, and no digits of them but those of their sums."""
+    x = torch.randn(shape)
+    x = (x - x.double().mean((0, 2, 3), keepdim=True).float()).contiguous(memory_format=memory_format)
+    stock = torch.zeros(shape[1])
+    F.batch_norm(x.contiguous(), stock, torch.ones(shape[1]), training=True, momentum=1.0)
+    moments, _ = ops.batch_norm_stats(x, None, None, EPS)
+    assert_as_accurate_as_stock({"mean": moments[0]}, {"mean": stock}, {"mean": x.double().mean((0, 2, 3))})
+
+
 def test_results_do_not_depend_on_the_number_of_threads():
     p = problem((4, 64, 56, 56), torch.float32, torch.channels_last)
     before = torch.get_num_threads()
