@@ -27,6 +27,7 @@ from fused_resnet.blocks import (
     Plan,
     UnitPaths,
     child,
+    fusion_of,
     is_frozen_norm,
     prepare,
     why_not_as_traced,
@@ -102,7 +103,7 @@ class Finder:
         reason = ""
         for deep in (True, False):
             try:
-                if deep and not self._may_be_part(module, training):
+                if deep and (all(map(is_primitive, module.children())) or not self._may_be_part(module, training)):
                     continue
                 plan = self._find(module, shape, deep).plan
                 if isinstance(plan, Plan):
@@ -119,6 +120,8 @@ class Finder:
         """Whether a forward that runs a module may be one chain as a whole."""
         if is_primitive(module):
             return type(module) in CHAIN_MODULES or is_norm(module)
+        if fusion_of(module) is not None:
+            return False
         if (module, training) not in self._parts:
             part = all(self._may_be_part(child, training) for child in module.children())
             if part and type(module).forward is not nn.Module.forward:

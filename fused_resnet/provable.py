@@ -11,6 +11,7 @@ import dis
 import enum
 import functools
 import gc
+import itertools
 import os
 import sys
 import threading
@@ -99,6 +100,7 @@ class Code(NamedTuple):
     refused: tuple[int, str] | None  # the first line that is, and what it holds
     attributes: tuple[tuple[str, ...], ...]
     names: tuple[tuple[str, tuple[str, ...], int], ...]
+    of_values: tuple[tuple[str, int], ...]  # attributes of what should be a value of the trace
 
 
 class Watch:
@@ -107,6 +109,7 @@ class Watch:
     def __init__(self) -> None:
         self._seen: set[tuple[CodeType, int]] = set()
         self._reads: list[tuple[nn.Module | None, tuple[str, ...], Any]] = []
+        self._of_values: dict[str, tuple[CodeType, int]] = {}
         self._asked: list[tuple[Any, tuple[str, ...], Any]] = []  # read by name, of any module
         self.refused = ""  # said to a forward, which may have caught it
         self._containers: dict[int, tuple[Any, Any, str]] = {}
@@ -168,6 +171,15 @@ class Watch:
         owners |= {owner for owner, _, _ in self._asked} - set(root.modules())
         return f"it runs a {type(owners.pop()).__name__} that is no child of its own" if owners else ""
 
+    def hidden(self, root: nn.Module) -> str:
+        """Say where a module inside holds something under a name that was read of what should be a value."""
+        for module in root.modules():
+            held = {*vars(module), *_class_constants(type(module))}  # type: ignore[arg-type]
+            for name in self._of_values.keys() & held:
+                code, line = self._of_values[name]
+                return _at(code, line, f"reads .{name}, which a {type(module).__name__} inside has, too")
+        return ""
+
     def _call(self, frame: FrameType, event: str, _: Any) -> None:
         if event != "call" or _is_trusted(frame):
             return
@@ -214,6 +226,8 @@ class Watch:
         if held.refused:
             line, what = held.refused
             _refuse(code, line, f"holds {what}")
+        for name, line in held.of_values:
+            self._of_values.setdefault(name, (code, line))
         for name in code.co_freevars:
             value = frame.f_locals.get(name)
             if name != "__class__" and not isinstance(value, OF_OUTER):
@@ -269,7 +283,23 @@ def _is_trusted(frame: FrameType) -> bool:
 
 
 def _refuse(code: CodeType, line: int, what: str) -> NoReturn:
-    raise Unprovable(f"{os.path.basename(code.co_filename)}:{line} ({code.co_name}) {what}")
+    raise Unprovable(_at(code, line, what))
+
+
+def _at(code: CodeType, line: int, what: str) -> str:
+    return f"{os.path.basename(code.co_filename)}:{line} ({code.co_name}) {what}"
+
+
+@functools.cache
+def _class_constants(cls: type) -> frozenset[str]:
+    """Return the names that a module's class holds something under that is no method or property."""
+    classes = cls.__mro__[: cls.__mro__.index(nn.Module)]
+    return frozenset(
+        name
+        for c in classes
+        for name, value in vars(c).items()
+        if not callable(value) and not hasattr(value, "__get__")
+    )
 
 
 @functools.cache
@@ -278,6 +308,7 @@ def read_code(code: CodeType) -> Code:
     refused: list[tuple[int, str]] = []
     attributes: set[tuple[str, ...]] = set()
     names: set[tuple[str, tuple[str, ...], int]] = set()
+    of_values: set[tuple[str, int]] = set()
     line = code.co_firstlineno
     instructions = list(dis.get_instructions(code))
     first = code.co_varnames[0] if code.co_argcount else None
@@ -300,14 +331,16 @@ def read_code(code: CodeType) -> Code:
         if is_self and chain:
             attributes.add(tuple(chain))
         is_global = name in ("LOAD_GLOBAL", "LOAD_NAME")
-        unknown = [name for name in chain if name not in OF_VALUES]
-        if unknown and not (is_self or is_global or name in ("LOAD_ATTR", "LOAD_METHOD")):
-            refused.append((line, f"a read of .{unknown[0]}, of an object that is not self"))
+        if not (is_self or is_global or name in ("LOAD_ATTR", "LOAD_METHOD")):
+            if unknown := [name for name in chain if name not in OF_VALUES]:
+                refused.append((line, f"a read of .{unknown[0]}, of an object that is not self"))
+            reads = itertools.takewhile(lambda following: following.opname == "LOAD_ATTR", instructions[i + 1 :])
+            of_values |= {(read.argval, line) for read in reads if "NULL|self" not in read.argrepr}
         if is_global:
             names.add((instruction.argval, tuple(chain), line))
     if code.co_flags & 0x20 and not code.co_name.startswith("<"):
         refused.append((code.co_firstlineno, "a yield"))
-    return Code(refused[0] if refused else None, tuple(sorted(attributes)), tuple(sorted(names)))
+    return Code(refused[0] if refused else None, tuple(sorted(attributes)), tuple(sorted(names)), tuple(of_values))
 
 
 def _pair(instruction: dis.Instruction) -> tuple[Any, ...]:

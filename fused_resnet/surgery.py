@@ -23,10 +23,12 @@ from fused_resnet.blocks import (
     Plan,
     PreparedChain,
     UnitPaths,
+    child,
     fused_class,
     fusion_of,
     prepare,
     stock_class,
+    why_not_pool,
 )
 from fused_resnet.chain_spec import Padded, make_chain, split_parameters
 from fused_resnet.dataflow import Finder, is_norm, why_no_match
@@ -234,12 +236,13 @@ def _report(
         for i, (paths, chain) in enumerate(zip(plan.chains, chains, strict=True)):
             if isinstance(chain, str):
                 rows.append(Row(shown, None, "", f"{_describe(paths)}: {chain}"))
-            elif isinstance(module, FusedModule):
+            elif fusion_of(module) is not None:
                 engine = _serving_engine(plan.options[0], chain.parameters, dtype)
                 notes = (
                     _not_kept(paths, chain, engine, dtype),
                     _synchronized(chain),
                     _copies(engine, chain.parameters),
+                    _stock_pool(module, chain),
                     _last_call(module),
                 )
                 reason = "; ".join(filter(None, notes))
@@ -286,6 +289,14 @@ def _synchronized(prepared: PreparedChain) -> str:
         return ""
     on_cpu = prepared.parameters[0].device.type == "cpu"
     return "batch norm synchronized" + (", which stock PyTorch refuses on the CPU" if on_cpu else "")
+
+
+def _stock_pool(module: nn.Module, chain: PreparedChain) -> str:
+    """Say where a chain's pool has become one that the kernels do not know, and runs behind the chain."""
+    if chain.pool is None:
+        return ""
+    reason = why_not_pool(child(module, chain.pool), chain.pool) or f"{'.'.join(chain.pool)} has a hook"
+    return f"the pool is stock: {reason}"
 
 
 def _last_call(module: nn.Module) -> str:

@@ -129,7 +129,7 @@ def trace(module: nn.Module, deep: bool) -> Traced:
     except Exception as error:  # whatever a forward holds meets the tracer; what it says is the reason reported
         refused = str(error).strip() or type(error).__name__
     paths = {m: tuple(filter(None, name.split("."))) for name, m in {"": module, **tracer.entered}.items()}
-    refused = refused or watch.refused or watch.strangers(module, paths)
+    refused = refused or watch.refused or watch.strangers(module, paths) or watch.hidden(module)
     if generators.state() != random_before:
         generators.restore(random_before)
         refused = refused or "it draws random numbers"

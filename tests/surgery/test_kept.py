@@ -150,6 +150,20 @@ def test_what_is_called_with_other_parameters_uses_them():
     torch.testing.assert_close(run(copy.deepcopy(model)), run(fused_resnet.unfuse(copy.deepcopy(model))))
 
 
+def test_what_an_earlier_release_has_pickled_is_stock_until_it_is_fused_again(chains_run):
+    stock, model = make(lambda: Network(n=1)), one_block()
+    for module in model.modules():
+        if blocks.plan_of(module) is not None:
+            vars(module)["_fused"] = module._fused.plans  # a dict, as it was then
+    assert_same_step(model, stock)
+    assert not chains_run
+    report = fused_resnet.explain(model)
+    assert not report.fused
+    assert all("not fused" in row.reason for row in report.left)
+    assert_same_step(fuse(model), stock)
+    assert chains_run
+
+
 def test_a_model_that_was_kept_is_freed():
     model = one_block()
     model.layers[0].parent = (model,)

@@ -114,6 +114,7 @@ def test_a_pool_swapped_after_fuse_does_not_take_it_either(name, chains_run):
         model.pool = POOLS[name]()
     assert_same_step(fused, stock)
     assert len(chains_run) == 3
+    assert "the pool is stock: pool" in str(fused_resnet.explain(fused))
 
 
 def change_ceil_mode(pool):
@@ -131,6 +132,7 @@ def test_a_pool_changed_after_fuse_does_not_take_it_either(change, chains_run):
         change(model.pool)
     assert_same_step(fused, stock)
     assert len(chains_run) == 3
+    assert "the pool is stock: pool" in str(fused_resnet.explain(fused))
 
 
 def stem(n: int = 3) -> nn.Sequential:

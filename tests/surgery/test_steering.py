@@ -243,6 +243,21 @@ STEERING = {
         "self.md = nn.ModuleDict({'a': nn.ReLU()})",
         "model.md['a'].on = on",
     ),
+    "an item's attribute that values have, too": (
+        "[m.names for m in self.ms][0]",
+        "self.ms = nn.ModuleList([nn.ReLU()])\nself.ms[0].names = False",
+        "model.ms[0].names = on",
+    ),
+    "a class attribute of an item that values have, too": (
+        "any(m.real for m in self.children())",
+        "self.own = type('Own', (nn.ReLU,), {'real': False})()",
+        "setattr(type(model.own), 'real', on)",
+    ),
+    "a variable's attribute that values have, too": (
+        "(lambda m: m.layout)(self.relu)",
+        "self.relu.layout = False",
+        "model.relu.layout = on",
+    ),
     "getattr of a class": ("getattr(Config, 'later', False)", "", "Config.later = on"),
     "getattr of a module of functions": ("getattr(types, 'later', False)", "", "types.later = on"),
     "getattr under another name": ("ask(self, 'x')", "self.x = False", "model.x = on", "ask = getattr"),
