@@ -296,16 +296,16 @@ class _Matcher:
         shortcut_paths: UnitPaths | Padded | str | None = None
         pool: fx.Node | None = None
         consumer = self._consumer(end)
-        if consumer in self.adds:
-            consumer = None
-        if consumer is not None and row[-1].act is None and (other := self._added(consumer, end)):
-            side = rows.get(other, [])
-            if len(side) == 1 and side[0].conv is not None and side[0].act is None:
+        other = None if consumer is None or row[-1].act is not None else self._added(consumer, end)
+        side = rows.get(other, []) if other is not None else []
+        is_projection = len(side) == 1 and side[0].conv is not None and side[0].act is None
+        if consumer in self.adds or (other is not None and not is_projection and self._writes_to(other, consumer)):
+            other = None
+        if consumer is not None and other is not None:
+            if is_projection:
                 del rows[other]
                 nodes += side[0].nodes
                 shortcut, shortcut_paths = side[0].x, self._unit_paths(side[0])
-            elif _changes_in_place(self.root, consumer) and consumer.args[0] is other:
-                return None  # others may see the sum in it
             else:
                 shortcut, shortcut_paths, padding = self._padded(other)
                 nodes += padding
@@ -380,6 +380,10 @@ class _Matcher:
             return None
         other = node.args[1] if node.args[0] is main else node.args[0]
         return other if isinstance(other, fx.Node) and other is not main else None
+
+    def _writes_to(self, operand: fx.Node, node: fx.Node | None) -> bool:
+        """Whether a node puts its result into an operand, where others may see it."""
+        return node is not None and _changes_in_place(self.root, node) and node.args[0] is operand
 
     def _is_changed_before(self, end: fx.Node, x: fx.Node, nodes: list[fx.Node]) -> bool:
         """Whether anything else changes ``x`` in place before the chain, which runs at its end, reads it."""

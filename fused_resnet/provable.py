@@ -110,6 +110,7 @@ class Watch:
         self._seen: set[tuple[CodeType, int]] = set()
         self._reads: list[tuple[nn.Module | None, tuple[str, ...], Any]] = []
         self._of_values: dict[str, tuple[CodeType, int]] = {}
+        self.replaced: dict[Any, Any] = {}  # while it watches: what stands for a function of Python's, and that
         self._asked: list[tuple[Any, tuple[str, ...], Any]] = []  # read by name, of any module
         self.refused = ""  # said to a forward, which may have caught it
         self._containers: dict[int, tuple[Any, Any, str]] = {}
@@ -202,6 +203,7 @@ class Watch:
                     raise
             return function(*args)
 
+        self.replaced[asked] = function
         return asked
 
     def _ask(self, code: CodeType, line: int, of: Any, name: Any) -> None:
@@ -371,7 +373,9 @@ def _globals(watch: Watch, code: CodeType, held: Code, names: dict[str, Any]) ->
                 _refuse(code, line, f"reads the module {value.__name__}")
             yield None, (module, name), value
         elif isinstance(value, type):
-            if chain and not value.__module__.startswith("torch") and not callable(getattr(value, chain[0], None)):
+            of_class = getattr(value, chain[0], None) if chain else None
+            is_constant = callable(of_class) or isinstance(of_class, enum.Enum) or value.__module__.startswith("torch")
+            if chain and not is_constant:
                 _refuse(code, line, f"reads {name}.{chain[0]}, an attribute of a class")
             yield None, (module, name), value
         elif isinstance(value, (FunctionType, BuiltinFunctionType)):

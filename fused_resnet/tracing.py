@@ -86,6 +86,9 @@ class _Tracer(fx.Tracer):
     def proxy(self, node: fx.Node) -> fx.Proxy:
         return _Value(node, self)
 
+    def create_node(self, kind: str, target: Any, *args: Any, **kwargs: Any) -> fx.Node:
+        return super().create_node(kind, self.watch.replaced.get(target, target), *args, **kwargs)
+
     def create_arg(self, a: Any) -> Any:
         if type(a) is _Value:
             return a.node

@@ -167,3 +167,25 @@ def test_two_rows_meet_in_one_add(name, training, chain):
 def test_an_add_has_one_owner_and_both_rows_are_fused(name, chains_run):
     fuse(make(VARIANTS[name]))(images(2, 3, 6, 6))
     assert len(chains_run) == 2
+
+
+class OntoAnother(Written):
+    """The sum is written into what another module gave, which may be its input: the chain ends in front of it."""
+
+    def __init__(self, other=nn.Identity):
+        super().__init__()
+        self.other = other()
+
+    def forward(self, x):
+        y = x * 1
+        z = self.other(y)
+        z += self.n1(self.c1(x))
+        return z, y
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+@pytest.mark.parametrize("other", [nn.Identity, nn.Flatten, nn.Sigmoid, lambda: nn.Sequential(nn.Identity())])
+def test_a_sum_that_is_written_into_another_tensor_is_seen_there(other, training, chains_run):
+    stock = make(lambda: OntoAnother(lambda: nn.Flatten(0, 0) if other is nn.Flatten else other())).train(training)
+    assert_same_step(fuse(copy.deepcopy(stock)), stock)
+    assert len(chains_run) == 1

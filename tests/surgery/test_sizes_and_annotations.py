@@ -210,3 +210,17 @@ def test_a_return_annotation_says_nothing_of_what_is_done(same, annotation):
 @pytest.mark.parametrize("annotation", ["Tensor", "Missing", "Optional[Missing]", "Tensor | None", "T", "1 / 0"])
 def test_annotations_are_never_evaluated(same, annotation):
     same(TYPES.lstrip() + CLASS.format(argument=annotation, returned=annotation), least=1)
+
+
+@pytest.mark.parametrize("size", ["x.shape", "getattr(x, 'shape')", "x.size()"])
+def test_a_forward_that_hands_sizes_on_is_fused(same, size):
+    sizes = f"n, *rest = [{size}[i] for i in range(4)]"
+    body = f"{sizes}\nh = torch.relu(self.n0(self.c0(x)))\nreturn h.reshape(n, -1, *rest[1:])"
+    same(forward(body), least=1)
+
+
+def test_a_forward_that_compares_with_what_an_enum_holds_is_fused(same):
+    top = "import enum\n\nclass Format(str, enum.Enum):\n    A, B = 'a', 'b'\n"
+    change = "def change(model, on):\n    model.format = Format.B if on else Format.A\n"
+    body = "h = torch.relu(self.n0(self.c0(x)))\nreturn h * 2 if self.format != Format.A else h"
+    same(forward(body, top=top, init="self.format = Format.A", more=change), least=1)
