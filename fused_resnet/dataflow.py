@@ -34,7 +34,8 @@ from fused_resnet.blocks import (
     why_not_pool,
 )
 from fused_resnet.chain_spec import IDENTITY, NOT_PADDED, Padded, Pair
-from fused_resnet.tracing import IN_PLACE, is_primitive, trace
+from fused_resnet.tracing import is_primitive, trace
+from fused_resnet.values import IN_PLACE
 
 RELU_FUNCTIONS = (F.relu, F.relu_, torch.relu, torch.relu_, "relu", "relu_")
 ADD_FUNCTIONS = ("add", "add_", "iadd")

@@ -24,7 +24,9 @@ from torch import fx, nn
 
 TORCH = os.path.dirname(torch.__file__) + os.sep
 PYTHON = os.path.dirname(os.__file__) + os.sep
-TRACER = tuple(os.path.join(os.path.dirname(__file__), name) for name in ("provable.py", "tracing.py", "blocks.py"))
+TRACER = tuple(
+    os.path.join(os.path.dirname(__file__), name) for name in ("provable.py", "tracing.py", "values.py", "blocks.py")
+)
 # what changes how torch runs, or runs code where a trace does not look
 MODES = (
     "utils/_contextlib.py",
@@ -50,6 +52,9 @@ REFUSED = {
     "DELETE_GLOBAL": "a deleted global",
     "DELETE_SUBSCR": "a deleted item",
     "IMPORT_NAME": "an import",
+    "MATCH_CLASS": "a match of classes",
+    "MATCH_MAPPING": "a match of mappings",
+    "MATCH_SEQUENCE": "a match of sequences",
     "GET_AWAITABLE": "an await",
 }
 BUILTINS = frozenset((
@@ -62,10 +67,13 @@ ASKS_A_MODE = frozenset((
     "is_grad_enabled", "is_inference_mode_enabled", "is_autocast_enabled", "is_autocast_cpu_enabled",
     "is_autocast_available", "get_autocast_dtype", "get_autocast_gpu_dtype", "get_default_dtype", "is_inference",
     "get_default_device", "environ", "getenv", "set_grad_enabled", "set_default_dtype", "Parameter", "Buffer",
-    "get_num_threads", "are_deterministic_algorithms_enabled", "attrgetter", "_C",
+    "get_num_threads", "are_deterministic_algorithms_enabled", "attrgetter", "_C", "is_", "is_not", "is_tensor",
+    "has_torch_function", "has_torch_function_unary", "has_torch_function_variadic", "handle_torch_function",
 ))  # fmt: skip
 # attributes of what is no module: a traced value, a list, a dict; and a method of the class above
-OF_VALUES = frozenset((*dir(torch.Tensor), *dir(list), *dir(dict), *dir(str), "forward"))
+OF_VALUES = frozenset(
+    name for name in (*dir(torch.Tensor), *dir(list), *dir(dict), *dir(str), "forward") if not name.startswith("__")
+)
 CONSTANTS = (torch.dtype, torch.device, torch.layout, torch.memory_format, type, type(None))
 PURE_MODULES = ("torch", "math", "operator", "typing", "collections", "functools", "itertools", "builtins")
 IMMUTABLE = (
@@ -101,6 +109,7 @@ class Code(NamedTuple):
     attributes: tuple[tuple[str, ...], ...]
     names: tuple[tuple[str, tuple[str, ...], int], ...]
     of_values: tuple[tuple[str, int], ...]  # attributes of what should be a value of the trace
+    none: tuple[tuple[str, int], ...]  # arguments that are held against None, and "" for another local variable
 
 
 class Watch:
@@ -113,6 +122,8 @@ class Watch:
         self.replaced: dict[Any, Any] = {}  # while it watches: what stands for a function of Python's, and that
         self._asked: list[tuple[Any, tuple[str, ...], Any]] = []  # read by name, of any module
         self.refused = ""  # said to a forward, which may have caught it
+        self.asks_for_none = ""  # where a value is held against None
+        self._watches = False
         self._containers: dict[int, tuple[Any, Any, str]] = {}
 
     def __enter__(self) -> "Watch":
@@ -122,13 +133,25 @@ class Watch:
         self._before: tuple[Any, ...] = sys.getprofile(), builtins.getattr, builtins.hasattr
         builtins.getattr, builtins.hasattr = map(self._seen_asking, (getattr, hasattr))
         sys.setprofile(self._call)
+        self._watches = True
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._watches = False
         sys.setprofile(self._before[0])
         _, builtins.getattr, builtins.hasattr = self._before
         if self._collects:
             gc.enable()
+
+    def sees(self, frame: FrameType) -> bool:
+        """Whether a frame is one of the forward's that is watched."""
+        return self._watches and self._thread == threading.get_ident() and not _is_trusted(frame)
+
+    def refuse_value(self, frame: FrameType, what: str) -> None:
+        """Refuse what a forward asks of a value past the trace."""
+        if self.sees(frame):
+            self.refused = _at(frame.f_code, frame.f_lineno, what)
+            raise Unprovable(self.refused)
 
     def keep(self, value: Any, what: str) -> None:
         """Remember what is in a list, dict or set of the forward's, and in those inside it."""
@@ -195,9 +218,11 @@ class Watch:
 
         def asked(*args: Any) -> Any:
             frame = sys._getframe(1)
-            if self._thread == threading.get_ident() and len(args) > 1 and not _is_trusted(frame):
+            if len(args) > 1 and self.sees(frame):
                 try:
-                    self._ask(frame.f_code, frame.f_lineno, args[0], args[1])
+                    self._ask(
+                        frame.f_code, frame.f_lineno, *args[:2], plainly=function is self._before[1] and len(args) == 2
+                    )
                 except Unprovable as error:
                     self.refused = str(error)
                     raise
@@ -206,11 +231,12 @@ class Watch:
         self.replaced[asked] = function
         return asked
 
-    def _ask(self, code: CodeType, line: int, of: Any, name: Any) -> None:
+    def _ask(self, code: CodeType, line: int, of: Any, name: Any, *, plainly: bool) -> None:
+        is_value = issubclass(type(of), fx.Proxy)  # which has any name
         if isinstance(of, nn.Module):
             _refuse_own_access(code, line, of)
             self._asked += _attributes(self, code, of, (name,), by_name=True)
-        elif not (isinstance(of, (fx.Proxy, *IMMUTABLE, list, tuple, dict)) and name in OF_VALUES):
+        elif not (plainly if is_value else isinstance(of, (*IMMUTABLE, list, tuple, dict))) or name not in OF_VALUES:
             _refuse(code, line, f"asks a {type(of).__name__} for {name}")
 
     def _look(self, frame: FrameType) -> None:
@@ -230,6 +256,9 @@ class Watch:
             _refuse(code, line, f"holds {what}")
         for name, line in held.of_values:
             self._of_values.setdefault(name, (code, line))
+        for name, line in held.none:
+            if not name or issubclass(type(frame.f_locals.get(name)), fx.Proxy):
+                self.asks_for_none = _at(code, line, "holds a value against None")
         for name in code.co_freevars:
             value = frame.f_locals.get(name)
             if name != "__class__" and not isinstance(value, OF_OUTER):
@@ -307,12 +336,14 @@ def _class_constants(cls: type) -> frozenset[str]:
 @functools.cache
 def read_code(code: CodeType) -> Code:
     """Read what a function's code holds."""
+    instructions = list(dis.get_instructions(code))
     refused: list[tuple[int, str]] = []
     attributes: set[tuple[str, ...]] = set()
     names: set[tuple[str, tuple[str, ...], int]] = set()
     of_values: set[tuple[str, int]] = set()
+    none: set[tuple[str, int]] = set()
+    stored = {name for i in instructions if i.opname.startswith("STORE_FAST") for name in (i.argval, *_pair(i))}
     line = code.co_firstlineno
-    instructions = list(dis.get_instructions(code))
     first = code.co_varnames[0] if code.co_argcount else None
     if any(i.opname.startswith(("STORE_FAST", "STORE_DEREF")) and first in (i.argval, *_pair(i)) for i in instructions):
         first = None  # it becomes another object
@@ -338,11 +369,44 @@ def read_code(code: CodeType) -> Code:
                 refused.append((line, f"a read of .{unknown[0]}, of an object that is not self"))
             reads = itertools.takewhile(lambda following: following.opname == "LOAD_ATTR", instructions[i + 1 :])
             of_values |= {(read.argval, line) for read in reads if "NULL|self" not in read.argrepr}
+        if "_IF_NONE" in name or "_IF_NOT_NONE" in name or name == "IS_OP":
+            start, held = _expression(instructions, i - 1, first)
+            with_none = name != "IS_OP" or (held is None and instructions[i - 1].argval is None)
+            if name == "IS_OP":
+                _, other = _expression(instructions, start - 1, first)
+                held = other if held is None else held
+            if held is not None and (not with_none or held == "."):
+                refused.append((line, "a comparison by identity"))
+            elif held is not None:
+                none.add(("" if held in stored else held, line))
         if is_global:
             names.add((instruction.argval, tuple(chain), line))
     if code.co_flags & 0x20 and not code.co_name.startswith("<"):
         refused.append((code.co_firstlineno, "a yield"))
-    return Code(refused[0] if refused else None, tuple(sorted(attributes)), tuple(sorted(names)), tuple(of_values))
+    return Code(
+        refused[0] if refused else None, tuple(sorted(attributes)), tuple(sorted(names)), tuple(of_values), tuple(none)
+    )
+
+
+def _expression(instructions: list[dis.Instruction], end: int, first: str | None) -> tuple[int, str | None]:
+    """Return where an expression starts that ends at an instruction, and the variable that it may have a value from.
+
+    That is None for what is read of self or of a global, and for a constant; "." for an attribute of anything else, and
+    "" for a call and the like.
+    """
+    i = end
+    if instructions[i].opname == "CALL":  # getattr(of, name, default), which no value is asked
+        called = [step for step in instructions[max(0, i - 6) : i] if step.opname not in ("PRECALL", "PUSH_NULL")][-4:]
+        if called[0].argval == "getattr" and all(step.opname.startswith("LOAD_") for step in called):
+            return instructions.index(called[0]), None
+    while i > 0 and instructions[i].opname == "LOAD_ATTR":
+        i -= 1
+    name, argument = instructions[i].opname, instructions[i].argval
+    if name in ("LOAD_GLOBAL", "LOAD_NAME", "LOAD_CONST") or (name.startswith("LOAD_FAST") and argument == first):
+        return i, None
+    if name.startswith(("LOAD_FAST", "LOAD_DEREF")):
+        return i, argument if isinstance(argument, str) and i == end else "."
+    return i, "" if i == end else "."
 
 
 def _pair(instruction: dis.Instruction) -> tuple[Any, ...]:

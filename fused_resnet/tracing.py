@@ -1,19 +1,15 @@
 """Trace a forward with ``torch.fx``: its graph, what steered the trace there, and that it has changed nothing."""
 
-import builtins
-import contextlib
-import operator
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-import torch
 from torch import fx, nn
 
 from fused_resnet import generators
 from fused_resnet.blocks import Container, Path, Reads, fusion_of, is_frozen_norm, own_class
 from fused_resnet.provable import Unprovable, Watch, contents, refill
+from fused_resnet.values import Value, is_tensor, python_asks, written_text
 
 
 class Traced(NamedTuple):
@@ -34,40 +30,6 @@ def is_primitive(module: nn.Module) -> bool:
     )
 
 
-class _Value(fx.Proxy):
-    """A traced tensor; Python's own ``isinstance`` says so while a trace runs, and torch's C++ is never told."""
-
-    _is_param = _is_buffer = False
-
-
-def _in_place(operation: Callable[[Any, Any], Any]) -> Callable[[_Value, Any], fx.Proxy]:
-    """Return how a value is written to: fx would make ``x += y`` an add."""
-    return lambda value, other: value.tracer.create_proxy("call_function", operation, (value, other), {})
-
-
-IN_PLACE = (operator.iadd, operator.isub, operator.imul, operator.itruediv)
-for _operation in IN_PLACE:
-    setattr(_Value, f"__{_operation.__name__}__", _in_place(_operation))
-
-
-@contextlib.contextmanager
-def _values_are_tensors() -> Iterator[None]:
-    """Let ``isinstance(value, torch.Tensor)`` be true of what stands for one."""
-    real = builtins.isinstance
-
-    def is_instance(value: Any, classes: Any) -> bool:
-        return real(value, classes) or (type(value) is _Value and real(_A_TENSOR, classes))
-
-    builtins.isinstance = is_instance
-    try:
-        yield
-    finally:
-        builtins.isinstance = real
-
-
-_A_TENSOR = torch.empty(0)
-
-
 class _Tracer(fx.Tracer):
     """Trace ``forward(x)``; every other argument keeps its default.
 
@@ -82,16 +44,20 @@ class _Tracer(fx.Tracer):
         self.deep = deep
         self.watch = watch
         self.entered: dict[str, nn.Module] = {}
+        self.texts: list[tuple[fx.Proxy, str]] = []  # what a forward made text of
+        self.written: set[int] = set()  # and which of it the graph makes again
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
-        return _Value(node, self)
+        return Value(node, self)
 
     def create_node(self, kind: str, target: Any, *args: Any, **kwargs: Any) -> fx.Node:
         return super().create_node(kind, self.watch.replaced.get(target, target), *args, **kwargs)
 
     def create_arg(self, a: Any) -> Any:
-        if type(a) is _Value:
+        if isinstance(a, fx.Proxy):
             return a.node
+        if isinstance(a, str):
+            return written_text(self, a)
         if type(a) is OrderedDict:  # which fx would make a dict
             return self.create_proxy("call_function", OrderedDict, (list(a.items()),), {}).node
         if isinstance(a, nn.Module) or (isinstance(a, (list, dict)) and type(a) not in (list, dict)):
@@ -100,7 +66,7 @@ class _Tracer(fx.Tracer):
 
     def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> tuple[Any, list[Any]]:
         def forward(*args: Any) -> Any:
-            with self.watch, _values_are_tensors():
+            with self.watch, python_asks(self.watch, self.root):
                 return root_fn(*args)
 
         return forward, [self.root, self.create_proxy("placeholder", "x", (), {})]
@@ -133,6 +99,14 @@ def trace(module: nn.Module, deep: bool) -> Traced:
         refused = str(error).strip() or type(error).__name__
     paths = {m: tuple(filter(None, name.split("."))) for name, m in {"": module, **tracer.entered}.items()}
     refused = refused or watch.refused or watch.strangers(module, paths) or watch.hidden(module)
+    if len(tracer.written) < len(tracer.texts):
+        refused = refused or "it makes text of a value"
+    if (
+        watch.asks_for_none
+        and graph is not None
+        and not all(is_tensor(module, n) for n in graph.nodes if n.op == "call_module")
+    ):
+        refused = refused or watch.asks_for_none
     if generators.state() != random_before:
         generators.restore(random_before)
         refused = refused or "it draws random numbers"
