@@ -446,7 +446,6 @@ def test_a_tensor_is_asked_for_what_none_has(same, asked):
     [
         "self.x and getattr(self.cfg, 'later')",
         "[getattr(m, 'inplace', True) for m in self.ms][0]",
-        "hasattr(x, 'mean')",
     ],
 )
 def test_what_a_getattr_reads_is_known_where_it_is_reached(same, asked):
