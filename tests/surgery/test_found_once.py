@@ -2,11 +2,13 @@
 
 import copy
 import itertools
+import types
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.utils import prune
 
 from fused_resnet import dataflow
 from fused_resnet.dataflow import Finder
@@ -28,8 +30,12 @@ class Scaled(Basic):
         self.act, self.extra, self.listed = nn.ReLU(), None, nn.ModuleList([nn.Identity()])
         self.register_buffer("shift", None)
 
+    def helped(self, out):
+        return out
+
     def forward(self, x):
-        out = self.function(self.bn1(self.conv1(x))) * self.scale
+        out = self.helped(x)
+        out = self.function(self.bn1(self.conv1(out))) * self.scale
         out = self.bn2(self.conv2(out))
         if self.flag and self.conv1.stride == (1, 1):
             out = out * sum(self.widths)
@@ -118,6 +124,22 @@ def a_forward_of_its_own(block):
     block.forward = lambda x: own(x) * 2
 
 
+def a_method_of_its_own(block):
+    block.helped = types.MethodType(lambda self, out: out * 2, block)
+
+
+def one_weight_for_two_layers(block):
+    block.conv2.weight = block.conv1.weight
+
+
+def a_parametrization(block):
+    nn.utils.parametrizations.weight_norm(block.conv2)
+
+
+def pruned(block):
+    prune.l1_unstructured(block.conv1, "weight", amount=0.3)
+
+
 def nothing(block):
     pass
 
@@ -125,7 +147,8 @@ def nothing(block):
 CHANGES = [
     scale, another_type_of_number, flag, an_item_of_a_list, an_item_of_a_dict, a_function, a_layer, a_layer_in_place,
     a_child_that_was_none, a_longer_list_of_modules, the_same_layer_twice, an_attribute_by_name,
-    an_attribute_of_a_layer, a_buffer_that_was_none, a_tensor_that_is_no_buffer, a_hook, a_forward_of_its_own, nothing,
+    an_attribute_of_a_layer, a_buffer_that_was_none, a_tensor_that_is_no_buffer, a_hook, a_forward_of_its_own,
+    a_method_of_its_own, one_weight_for_two_layers, a_parametrization, pruned, nothing,
 ]  # fmt: skip
 
 

@@ -7,6 +7,7 @@ import weakref
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune
 
 import fused_resnet
 from fused_resnet import blocks
@@ -104,9 +105,22 @@ def a_forward(m):
     m.layers[0].conv1.forward = lambda x: own(x) * 2
 
 
+def a_parametrization(m):
+    nn.utils.parametrizations.weight_norm(m.layers[0].conv2)
+
+
+def pruned(m):
+    prune.l1_unstructured(m.layers[0].conv1, "weight", amount=0.3)
+
+
+def loaded_by_assignment(m):
+    m.load_state_dict({name: t * 2 for name, t in m.state_dict().items()}, assign=True)
+
+
 CHANGES = [
     another_parameter, another_buffer, a_subclass, a_parameter_of_a_subclass, a_stride, an_epsilon, a_window_in_place,
     evaluation_of_one_norm, no_bias, another_child, one_more_child, a_hook, a_forward,
+    a_parametrization, pruned, loaded_by_assignment,
 ]  # fmt: skip
 
 
