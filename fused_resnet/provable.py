@@ -143,6 +143,10 @@ class Watch:
         if self._collects:
             gc.enable()
 
+    def ask_class(self, module: nn.Module) -> None:
+        """Note that the forward asks for the class of a module."""
+        self._asked.append((module, (), ("class", own_name(module))))
+
     def sees(self, frame: FrameType) -> bool:
         """Whether a frame is one of the forward's that is watched."""
         return self._watches and self._thread == threading.get_ident() and not _is_trusted(frame)
@@ -369,16 +373,13 @@ def read_code(code: CodeType) -> Code:
                 refused.append((line, f"a read of .{unknown[0]}, of an object that is not self"))
             reads = itertools.takewhile(lambda following: following.opname == "LOAD_ATTR", instructions[i + 1 :])
             of_values |= {(read.argval, line) for read in reads if "NULL|self" not in read.argrepr}
-        if "_IF_NONE" in name or "_IF_NOT_NONE" in name or name == "IS_OP":
-            start, held = _expression(instructions, i - 1, first)
-            with_none = name != "IS_OP" or (held is None and instructions[i - 1].argval is None)
-            if name == "IS_OP":
-                _, other = _expression(instructions, start - 1, first)
-                held = other if held is None else held
-            if held is not None and (not with_none or held == "."):
+        if operands := _compared(instructions, i, first):
+            left, right = sorted(operands, key=NONE.__eq__)  # None last
+            known = left in (OF_SELF, GLOBAL, NONE) and (left, right) != (OF_SELF, OF_SELF)
+            if left == "." or (right != NONE and not (known and right in (OF_SELF, GLOBAL))):
                 refused.append((line, "a comparison by identity"))
-            elif held is not None:
-                none.add(("" if held in stored else held, line))
+            elif not known:
+                none.add(("" if left in stored else left, line))
         if is_global:
             names.add((instruction.argval, tuple(chain), line))
     if code.co_flags & 0x20 and not code.co_name.startswith("<"):
@@ -388,22 +389,38 @@ def read_code(code: CodeType) -> Code:
     )
 
 
-def _expression(instructions: list[dis.Instruction], end: int, first: str | None) -> tuple[int, str | None]:
-    """Return where an expression starts that ends at an instruction, and the variable that it may have a value from.
+OF_SELF, GLOBAL, NONE = "self.", "global", "None"  # which are no names of variables
 
-    That is None for what is read of self or of a global, and for a constant; "." for an attribute of anything else, and
-    "" for a call and the like.
+
+def _compared(instructions: list[dis.Instruction], i: int, first: str | None) -> tuple[str, ...]:
+    """Return both sides of a comparison by identity, as :func:`_expression` tells them; nothing for any other step."""
+    name = instructions[i].opname
+    if "_IF_NONE" in name or "_IF_NOT_NONE" in name:
+        return _expression(instructions, i - 1, first)[1], NONE
+    if name != "IS_OP":
+        return ()
+    start, right = _expression(instructions, i - 1, first)
+    return _expression(instructions, start - 1, first)[1], right
+
+
+def _expression(instructions: list[dis.Instruction], end: int, first: str | None) -> tuple[int, str]:
+    """Return where an expression starts that ends at a step, and what it is.
+
+    A variable's name; "." for an attribute of one; what is read of self; a global or a constant; None; or "" for a call
+    and the like.
     """
     i = end
     if instructions[i].opname == "CALL":  # getattr(of, name, default), which no value is asked
         called = [step for step in instructions[max(0, i - 6) : i] if step.opname not in ("PRECALL", "PUSH_NULL")][-4:]
         if called[0].argval == "getattr" and all(step.opname.startswith("LOAD_") for step in called):
-            return instructions.index(called[0]), None
+            return instructions.index(called[0]), GLOBAL
     while i > 0 and instructions[i].opname == "LOAD_ATTR":
         i -= 1
     name, argument = instructions[i].opname, instructions[i].argval
-    if name in ("LOAD_GLOBAL", "LOAD_NAME", "LOAD_CONST") or (name.startswith("LOAD_FAST") and argument == first):
-        return i, None
+    if name in ("LOAD_GLOBAL", "LOAD_NAME", "LOAD_CONST"):
+        return i, NONE if name == "LOAD_CONST" and argument is None else GLOBAL
+    if name.startswith(("LOAD_FAST", "LOAD_DEREF")) and argument == first:
+        return i, OF_SELF
     if name.startswith(("LOAD_FAST", "LOAD_DEREF")):
         return i, argument if isinstance(argument, str) and i == end else "."
     return i, "" if i == end else "."
@@ -480,8 +497,6 @@ def _attributes(watch: Watch, code: CodeType, owner: nn.Module, chain: tuple[str
         if isinstance(value, nn.Module):
             if isinstance(value, (nn.ModuleList, nn.ModuleDict, nn.Sequential)):
                 yield owner, so_far, ("children", *value._modules)
-            if "isinstance" in code.co_names:
-                yield owner, so_far, ("class", own_name(value))
             continue
         if isinstance(value, torch.Tensor):
             if name in vars(owner) and not isinstance(value, nn.Parameter):

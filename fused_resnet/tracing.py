@@ -116,11 +116,12 @@ def trace(module: nn.Module, deep: bool) -> Traced:
         refused = refused or f"it changes {changed[0]}"
     for node in graph.nodes if graph is not None else ():
         node.type = None  # an annotation, which need not be a name that can be imported
-    reads: dict[Path | None, dict[tuple[str, ...], Any]] = {}
-    for read in watch.reads(module, paths):
-        reads.setdefault(read.path, {})[read.names] = read.value
-    containers = tuple(_container(path, m, reads.get(path, {})) for m, path in paths.items())
-    return Traced(None if refused else graph, refused, containers, tuple(reads.get(None, {}).items()))
+    reads: dict[Path | None, dict[tuple[Any, ...], tuple[tuple[str, ...], Any]]] = {}
+    for read in watch.reads(module, paths):  # of a module, its children and its class are two things
+        kind = read.value[0] if isinstance(read.value, tuple) and read.value[:1] in (("children",), ("class",)) else ""
+        reads.setdefault(read.path, {})[read.names, kind] = read.names, read.value
+    containers = tuple(_container(path, m, tuple(reads.get(path, {}).values())) for m, path in paths.items())
+    return Traced(None if refused else graph, refused, containers, tuple(reads.get(None, {}).values()))
 
 
 def _state(module: nn.Module) -> dict[str, Any]:
@@ -151,7 +152,7 @@ def _restore(module: nn.Module, before: dict[str, Any]) -> list[str]:
 _MISSING = object()
 
 
-def _container(path: Path, module: nn.Module, reads: dict[tuple[str, ...], Any]) -> Container:
+def _container(path: Path, module: nn.Module, reads: Reads) -> Container:
     children = tuple(module._modules)
     missing = tuple(name for name in children if module._modules[name] is None)
-    return Container(path, own_class(module), children, missing, tuple(reads.items()))
+    return Container(path, own_class(module), children, missing, reads)

@@ -115,9 +115,11 @@ def python_asks(watch: Watch, root: nn.Module) -> Iterator[None]:
     before = builtins.isinstance, builtins.callable
 
     def is_instance(value: Any, classes: Any) -> bool:
+        frame = sys._getframe(1)
+        if before[0](value, nn.Module) and watch.sees(frame):
+            watch.ask_class(value)
         if not before[0](value, fx.Proxy):
             return before[0](value, classes)
-        frame = sys._getframe(1)
         if watch.sees(frame) and not is_tensor(root, value.node):
             watch.refuse_value(frame, "asks for the class of a value")
         return before[0](value, classes) or (type(value) is Value and before[0](_A_TENSOR, classes))

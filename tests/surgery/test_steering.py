@@ -275,6 +275,36 @@ STEERING = {
         "self.act = nn.ReLU()",
         "model.act = nn.GELU() if on else nn.ReLU()",
     ),
+    "isinstance of an item": (
+        "any(isinstance(m, nn.GELU) for m in self.ms)",
+        "self.ms = nn.ModuleList([nn.ReLU()])",
+        "model.ms.__setitem__(0, nn.GELU() if on else nn.ReLU())",
+    ),
+    "isinstance of an item of a dict": (
+        "isinstance(self.md['a'], nn.GELU)",
+        "self.md = nn.ModuleDict({'a': nn.ReLU()})",
+        "model.md.update({'a': nn.GELU() if on else nn.ReLU()})",
+    ),
+    "isinstance of a variable": (
+        "(lambda m: isinstance(m, nn.GELU))(self.sq[0])",
+        "self.sq = nn.Sequential(nn.ReLU())",
+        "model.sq.__setitem__(0, nn.GELU() if on else nn.ReLU())",
+    ),
+    "isinstance of children": (
+        "any(isinstance(m, nn.GELU) for m in self.children())",
+        "self.act = nn.ReLU()",
+        "setattr(model, 'act', nn.GELU() if on else nn.ReLU())",
+    ),
+    "isinstance and the length of one child": (
+        "isinstance(self.sq, nn.Sequential) and len(self.sq) == 2",
+        "self.sq = nn.Sequential(nn.ReLU())",
+        "model.sq.append(nn.ReLU()) if on else model.sq.__delitem__(slice(1, None))",
+    ),
+    "the identity of two children": (
+        "self.a is self.b",
+        "self.a, self.b = nn.ReLU(), nn.ReLU()",
+        "setattr(model, 'b', model.a if on else nn.ReLU())",
+    ),
     "isinstance of a config": (
         "isinstance(self.cfg, Slots)",
         "self.cfg = Config()",
