@@ -35,7 +35,7 @@ from fused_resnet.blocks import (
 )
 from fused_resnet.chain_spec import IDENTITY, NOT_PADDED, Padded, Pair
 from fused_resnet.tracing import is_primitive, trace
-from fused_resnet.values import IN_PLACE
+from fused_resnet.values import IN_PLACE, target_name
 
 RELU_FUNCTIONS = (F.relu, F.relu_, torch.relu, torch.relu_, "relu", "relu_")
 ADD_FUNCTIONS = ("add", "add_", "iadd")
@@ -266,7 +266,7 @@ class _Matcher:
             or type(_called(self.root, node)) in CHAIN_MODULES
             or self._is_norm(node)
             or self._is_relu(node)
-            or _target_name(node) in ADD_FUNCTIONS
+            or target_name(node) in ADD_FUNCTIONS
             or _zero_channels(node) is not None
             or _strides(node) is not None
             for node in self.order
@@ -377,7 +377,7 @@ class _Matcher:
         """Return what a node adds to ``main``, or None where it does not add two different tensors."""
         if node.op not in ("call_function", "call_method") or len(node.args) != 2 or node.kwargs:
             return None
-        if _target_name(node) not in ADD_FUNCTIONS:
+        if target_name(node) not in ADD_FUNCTIONS:
             return None
         other = node.args[1] if node.args[0] is main else node.args[0]
         return other if isinstance(other, fx.Node) and other is not main else None
@@ -431,10 +431,6 @@ def _called(root: nn.Module, node: fx.Node) -> nn.Module | None:
     return called
 
 
-def _target_name(node: fx.Node) -> str:
-    return node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
-
-
 def _zero_channels(node: fx.Node) -> Pair | None:
     """Return how many channels of zeros ``F.pad`` puts before and behind its operand's, if it does nothing else."""
     if node.target is not F.pad or len(node.args) != 2:  # a trace gives the others by name
@@ -459,7 +455,7 @@ def _strides(node: fx.Node) -> Pair | None:
 def _changes_in_place(root: nn.Module, node: fx.Node) -> bool:
     if node.op == "call_module":
         return bool(getattr(child(root, _path(node)), "inplace", False))
-    name = _target_name(node)
+    name = target_name(node)
     return name.endswith("_") or node.target in IN_PLACE or bool(node.kwargs.get("inplace"))
 
 
@@ -471,7 +467,7 @@ def _drop_identities(root: nn.Module, graph: fx.Graph) -> tuple[Path, ...]:
             source = _operand(node)
             before = _called(root, source)
             follows = source.op in ("call_function", "call_method") or type(before) in CHAIN_MODULES or is_norm(before)
-            if follows or any(_target_name(user) in ADD_FUNCTIONS for user in node.users):
+            if follows or any(target_name(user) in ADD_FUNCTIONS for user in node.users):
                 node.replace_all_uses_with(source)
                 graph.erase_node(node)
                 dropped.append(_path(node))

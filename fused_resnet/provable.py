@@ -151,11 +151,18 @@ class Watch:
         """Whether a frame is one of the forward's that is watched."""
         return self._watches and self._thread == threading.get_ident() and not _is_trusted(frame)
 
+    def refuse(self, code: CodeType, line: int, what: str) -> NoReturn:
+        """Refuse the forward for what a function does in a line."""
+        self._stop(_at(code, line, what))
+
     def refuse_value(self, frame: FrameType, what: str) -> None:
         """Refuse what a forward asks of a value past the trace."""
         if self.sees(frame):
-            self.refused = _at(frame.f_code, frame.f_lineno, what)
-            raise Unprovable(self.refused)
+            self.refuse(frame.f_code, frame.f_lineno, what)
+
+    def _stop(self, reason: str) -> NoReturn:
+        self.refused = reason
+        raise Unprovable(reason)
 
     def keep(self, value: Any, what: str) -> None:
         """Remember what is in a list, dict or set of the forward's, and in those inside it."""
@@ -182,10 +189,8 @@ class Watch:
         for owner, names, value in self._reads:
             if owner is None:
                 yield Read(None, names, value)
-            elif owner in paths:
-                inside = value[0] if isinstance(value, tuple) and value else None
-                if inside != "children" or (*paths[owner], *names) not in paths.values():
-                    yield Read(paths[owner], names, value)
+            elif owner in paths and (kind(value) != "children" or (*paths[owner], *names) not in paths.values()):
+                yield Read(paths[owner], names, value)
         inner = {module: name.split(".") for name, module in root.named_modules() if name} if self._asked else {}
         for owner, names, value in self._asked:
             if owner in paths:
@@ -209,13 +214,8 @@ class Watch:
         return ""
 
     def _call(self, frame: FrameType, event: str, _: Any) -> None:
-        if event != "call" or _is_trusted(frame):
-            return
-        try:
+        if event == "call" and not _is_trusted(frame):
             self._look(frame)
-        except Unprovable as error:
-            self.refused = str(error)
-            raise
 
     def _seen_asking(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """Return ``getattr`` or ``hasattr`` such that what it is asked for in the forward is read."""
@@ -223,13 +223,8 @@ class Watch:
         def asked(*args: Any) -> Any:
             frame = sys._getframe(1)
             if len(args) > 1 and self.sees(frame):
-                try:
-                    self._ask(
-                        frame.f_code, frame.f_lineno, *args[:2], plainly=function is self._before[1] and len(args) == 2
-                    )
-                except Unprovable as error:
-                    self.refused = str(error)
-                    raise
+                plainly = function is self._before[1] and len(args) == 2
+                self._ask(frame.f_code, frame.f_lineno, *args[:2], plainly=plainly)
             return function(*args)
 
         self.replaced[asked] = function
@@ -238,16 +233,16 @@ class Watch:
     def _ask(self, code: CodeType, line: int, of: Any, name: Any, *, plainly: bool) -> None:
         is_value = issubclass(type(of), fx.Proxy)  # which has any name
         if isinstance(of, nn.Module):
-            _refuse_own_access(code, line, of)
+            _refuse_own_access(self, code, line, of)
             self._asked += _attributes(self, code, of, (name,), by_name=True)
         elif not (plainly if is_value else isinstance(of, (*IMMUTABLE, list, tuple, dict))) or name not in OF_VALUES:
-            _refuse(code, line, f"asks a {type(of).__name__} for {name}")
+            self.refuse(code, line, f"asks a {type(of).__name__} for {name}")
 
     def _look(self, frame: FrameType) -> None:
         code = frame.f_code
         names = frame.f_globals
         if code.co_filename.startswith(TORCH):
-            raise Unprovable(f"it changes how torch runs: {names['__name__']}.{code.co_name}")
+            self._stop(f"it changes how torch runs: {names['__name__']}.{code.co_name}")
         owner = frame.f_locals.get(code.co_varnames[0]) if code.co_argcount else None
         if (code, id(owner)) in self._seen:
             return
@@ -257,7 +252,7 @@ class Watch:
         held = read_code(code)
         if held.refused:
             line, what = held.refused
-            _refuse(code, line, f"holds {what}")
+            self.refuse(code, line, f"holds {what}")
         for name, line in held.of_values:
             self._of_values.setdefault(name, (code, line))
         for name, line in held.none:
@@ -266,27 +261,27 @@ class Watch:
         for name in code.co_freevars:
             value = frame.f_locals.get(name)
             if name != "__class__" and not isinstance(value, OF_OUTER):
-                _refuse(code, code.co_firstlineno, f"reads {name}, a variable of the function around it")
+                self.refuse(code, code.co_firstlineno, f"reads {name}, a variable of the function around it")
         for name in code.co_varnames[1 : code.co_argcount + code.co_kwonlyargcount]:
             self.keep(frame.f_locals.get(name), f"its argument {name}")
         self._reads += _globals(self, code, held, names)
         if isinstance(owner, nn.Module):
-            _refuse_own_access(code, code.co_firstlineno, owner)
+            _refuse_own_access(self, code, code.co_firstlineno, owner)
             for attributes in held.attributes:
                 self._reads += _attributes(self, code, owner, attributes)
         elif isinstance(owner, type) and any(
             not callable(getattr(owner, first, None)) for first, *_ in held.attributes
         ):
-            _refuse(code, code.co_firstlineno, f"reads attributes of the class {owner.__name__}")
+            self.refuse(code, code.co_firstlineno, f"reads attributes of the class {owner.__name__}")
         elif held.attributes and not isinstance(owner, (fx.Proxy, *IMMUTABLE, list, tuple)):
-            _refuse(code, code.co_firstlineno, f"reads attributes of a {type(owner).__name__}")
+            self.refuse(code, code.co_firstlineno, f"reads attributes of a {type(owner).__name__}")
 
 
-def _refuse_own_access(code: CodeType, line: int, module: nn.Module) -> None:
+def _refuse_own_access(watch: Watch, code: CodeType, line: int, module: nn.Module) -> None:
     if type(module).__getattr__ is not nn.Module.__getattr__:  # the tracer's, while it runs
-        _refuse(code, line, f"reads a {type(module).__name__}, which has a __getattr__")
+        watch.refuse(code, line, f"reads a {type(module).__name__}, which has a __getattr__")
     if type(module).__getattribute__ is not object.__getattribute__:
-        _refuse(code, line, f"reads a {type(module).__name__}, which has a __getattribute__")
+        watch.refuse(code, line, f"reads a {type(module).__name__}, which has a __getattribute__")
 
 
 def contents(value: Any) -> list[int]:
@@ -315,10 +310,6 @@ def _is_trusted(frame: FrameType) -> bool:
     if file.startswith(TORCH):
         return file[len(TORCH) :] not in MODES
     return file in TRACER
-
-
-def _refuse(code: CodeType, line: int, what: str) -> NoReturn:
-    raise Unprovable(_at(code, line, what))
 
 
 def _at(code: CodeType, line: int, what: str) -> str:
@@ -437,37 +428,37 @@ Found = Iterator[tuple[nn.Module | None, tuple[str, ...], Any]]
 def _globals(watch: Watch, code: CodeType, held: Code, names: dict[str, Any]) -> Found:
     module = str(names.get("__name__"))
     if held.names and getattr(sys.modules.get(module), "__dict__", None) is not names:
-        _refuse(code, code.co_firstlineno, f"reads globals of {module}, which is no module that can be imported")
+        watch.refuse(code, code.co_firstlineno, f"reads globals of {module}, which is no module that can be imported")
     for name, chain, line in held.names:
         if name not in names:
             built_in = getattr(builtins, name, None)
             if name not in BUILTINS and not (isinstance(built_in, type) and issubclass(built_in, BaseException)):
-                _refuse(code, line, f"calls {name}")
+                watch.refuse(code, line, f"calls {name}")
             yield None, (module, name), None
             continue
         value = names[name]
         if asked := ASKS_A_MODE.intersection((name, *chain)):
-            _refuse(code, line, f"asks {min(asked)}, which may change from call to call")
+            watch.refuse(code, line, f"asks {min(asked)}, which may change from call to call")
         if isinstance(value, ModuleType):
             root = value.__name__.partition(".")[0]
             if root not in PURE_MODULES or not _is_constant(value, chain):
-                _refuse(code, line, f"reads the module {value.__name__}")
+                watch.refuse(code, line, f"reads the module {value.__name__}")
             yield None, (module, name), value
         elif isinstance(value, type):
             of_class = getattr(value, chain[0], None) if chain else None
             is_constant = callable(of_class) or isinstance(of_class, enum.Enum) or value.__module__.startswith("torch")
             if chain and not is_constant:
-                _refuse(code, line, f"reads {name}.{chain[0]}, an attribute of a class")
+                watch.refuse(code, line, f"reads {name}.{chain[0]}, an attribute of a class")
             yield None, (module, name), value
         elif isinstance(value, (FunctionType, BuiltinFunctionType)):
             if value.__module__ == "builtins":
-                _refuse(code, line, f"calls {name}, which is {value.__name__}")
+                watch.refuse(code, line, f"calls {name}, which is {value.__name__}")
             if chain:
-                _refuse(code, line, f"reads {name}.{chain[0]}, an attribute of a function")
+                watch.refuse(code, line, f"reads {name}.{chain[0]}, an attribute of a function")
             yield None, (module, name), value
         elif type(value).__module__.partition(".")[0] not in ("torch", "typing"):
             watch.keep(value, f"the global {name}")
-            yield None, (module, name), _kept(code, line, value, f"the global {name}")
+            yield None, (module, name), _kept(watch, code, line, value, f"the global {name}")
 
 
 def _is_constant(module: ModuleType, chain: tuple[str, ...]) -> bool:
@@ -490,7 +481,7 @@ def _attributes(watch: Watch, code: CodeType, owner: nn.Module, chain: tuple[str
         so_far = chain[: i + 1]
         what = f"self.{'.'.join(so_far)}"
         if name in ("__dict__", "__class__", "_buffers", "_parameters", "_modules"):
-            _refuse(code, line, f"reads {what}")
+            watch.refuse(code, line, f"reads {what}")
         if isinstance(value, nn.Module) and isinstance(getattr(type(value), name, None), property):
             return  # its function is watched like any other
         value = _get(value, name) if isinstance(value, nn.Module) else getattr(value, name)
@@ -501,7 +492,7 @@ def _attributes(watch: Watch, code: CodeType, owner: nn.Module, chain: tuple[str
         if isinstance(value, torch.Tensor):
             if name in vars(owner) and not isinstance(value, nn.Parameter):
                 yield owner, so_far, UNKNOWN
-                _refuse(code, line, f"reads {what}, a tensor that is no buffer")
+                watch.refuse(code, line, f"reads {what}, a tensor that is no buffer")
             yield owner, so_far, TENSOR
         elif isinstance(value, MethodType):
             inherited = getattr(nn.Module, name, None) is value.__func__
@@ -509,7 +500,7 @@ def _attributes(watch: Watch, code: CodeType, owner: nn.Module, chain: tuple[str
                 return  # torch's add and ReLU as methods of a module
             if (i or inherited) and name not in ("children", "named_children", "get_submodule"):
                 yield owner, so_far, UNKNOWN
-                _refuse(code, line, f"calls {what}, a method that a trace does not enter")
+                watch.refuse(code, line, f"calls {what}, a method that a trace does not enter")
             yield owner, so_far, value.__func__
         elif i + 1 < len(chain) and _is_plain(value, chain[i + 1]):
             continue
@@ -519,7 +510,7 @@ def _attributes(watch: Watch, code: CodeType, owner: nn.Module, chain: tuple[str
         else:
             watch.keep(value, what)
             yield owner, so_far, UNKNOWN
-            yield owner, so_far, _kept(code, line, value, what)
+            yield owner, so_far, _kept(watch, code, line, value, what)
         return
 
 
@@ -555,11 +546,16 @@ def own_name(module: nn.Module) -> tuple[str, str]:
     return type(module).__module__, type(module).__qualname__
 
 
-def _kept(code: CodeType, line: int, value: Any, what: str) -> Any:
+def _kept(watch: Watch, code: CodeType, line: int, value: Any, what: str) -> Any:
     try:
         return frozen(value)
     except TypeError:
-        _refuse(code, line, f"reads {what}, a {type(value).__name__}, which may change unseen")
+        watch.refuse(code, line, f"reads {what}, a {type(value).__name__}, which may change unseen")
+
+
+def kind(value: Any) -> str:
+    """Return what a read of a module is of, its "children" or its "class", or nothing for any other read."""
+    return value[0] if isinstance(value, tuple) and value[:1] in (("children",), ("class",)) else ""
 
 
 def frozen(value: Any) -> Any:

@@ -8,7 +8,7 @@ from torch import fx, nn
 
 from fused_resnet import generators
 from fused_resnet.blocks import Container, Path, Reads, fusion_of, is_frozen_norm, own_class
-from fused_resnet.provable import Unprovable, Watch, contents, refill
+from fused_resnet.provable import Unprovable, Watch, contents, kind, refill
 from fused_resnet.values import Value, is_tensor, python_asks, written_text
 
 
@@ -98,28 +98,28 @@ def trace(module: nn.Module, deep: bool) -> Traced:
     except Exception as error:  # whatever a forward holds meets the tracer; what it says is the reason reported
         refused = str(error).strip() or type(error).__name__
     paths = {m: tuple(filter(None, name.split("."))) for name, m in {"": module, **tracer.entered}.items()}
-    refused = refused or watch.refused or watch.strangers(module, paths) or watch.hidden(module)
-    if len(tracer.written) < len(tracer.texts):
-        refused = refused or "it makes text of a value"
-    if (
-        watch.asks_for_none
-        and graph is not None
-        and not all(is_tensor(module, n) for n in graph.nodes if n.op == "call_module")
-    ):
-        refused = refused or watch.asks_for_none
-    if generators.state() != random_before:
+    drew = generators.state() != random_before
+    if drew:
         generators.restore(random_before)
-        refused = refused or "it draws random numbers"
     changed = watch.restore()
     changed += [f"self.{name}" for m, state in zip(modules, before, strict=True) for name in _restore(m, state)]
-    if changed:
-        refused = refused or f"it changes {changed[0]}"
+    called = [node for node in graph.nodes if node.op == "call_module"] if graph is not None else []
+    may_be_none = not all(is_tensor(module, node) for node in called)
+    refused = (
+        refused
+        or watch.refused
+        or watch.strangers(module, paths)
+        or watch.hidden(module)
+        or ("it makes text of a value" if len(tracer.written) < len(tracer.texts) else "")
+        or (watch.asks_for_none if may_be_none else "")
+        or ("it draws random numbers" if drew else "")
+        or (f"it changes {changed[0]}" if changed else "")
+    )
     for node in graph.nodes if graph is not None else ():
         node.type = None  # an annotation, which need not be a name that can be imported
     reads: dict[Path | None, dict[tuple[Any, ...], tuple[tuple[str, ...], Any]]] = {}
     for read in watch.reads(module, paths):  # of a module, its children and its class are two things
-        kind = read.value[0] if isinstance(read.value, tuple) and read.value[:1] in (("children",), ("class",)) else ""
-        reads.setdefault(read.path, {})[read.names, kind] = read.names, read.value
+        reads.setdefault(read.path, {})[read.names, kind(read.value)] = read.names, read.value
     containers = tuple(_container(path, m, tuple(reads.get(path, {}).values())) for m, path in paths.items())
     return Traced(None if refused else graph, refused, containers, tuple(reads.get(None, {}).values()))
 

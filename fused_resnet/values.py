@@ -56,7 +56,7 @@ class _Opaque(fx.Proxy):
     def _text(self, how: str, frame: Any) -> str:
         watch: Watch = self.tracer.watch
         if not watch.sees(frame):
-            return f"{type(self).__name__}"
+            return type(self).__name__
         texts: list[Any] = self.tracer.texts
         texts.append((self, f"{{{how}}}"))
         return f"\ue000{len(texts) - 1}\ue001"
@@ -79,32 +79,32 @@ for _operation in IN_PLACE:
     setattr(_Opaque, f"__{_operation.__name__}__", _in_place(_operation))
 
 
-def is_tensor(root: nn.Module, value: fx.Node | Any) -> bool:
+def target_name(node: fx.Node) -> str:
+    """Return the name of the function, method or module that a node calls."""
+    return node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+
+
+def is_tensor(root: nn.Module, node: fx.Node) -> bool:
     """Whether a node of a trace is known to give a tensor, whatever the children do that it did not go into."""
-    if not isinstance(value, fx.Node):
-        return False
-    if value.op == "placeholder":
+    if node.op == "placeholder":
         return True
-    if value.op == "call_module":
-        module = root.get_submodule(str(value.target))
+    if node.op == "call_module":
+        module = root.get_submodule(str(node.target))
         own = type(module).__module__.startswith("torch.nn.modules") and not isinstance(module, NO_TENSOR)
         return own and not getattr(module, "return_indices", False)
-    name = value.target if isinstance(value.target, str) else getattr(value.target, "__name__", "")
-    known = value.target in ARITHMETIC or name in OF_TENSORS
-    return value.op != "get_attr" and known and any(is_tensor(root, operand) for operand in value.all_input_nodes)
+    known = node.target in ARITHMETIC or target_name(node) in OF_TENSORS
+    return node.op != "get_attr" and known and any(is_tensor(root, operand) for operand in node.all_input_nodes)
 
 
 def written_text(tracer: Any, text: str) -> fx.Node | str:
     """Return the text that a forward makes of values: what formats it anew in every call."""
-    pieces = TEXT.split(text)
-    if len(pieces) == 1:
+    first, *rest = TEXT.split(text.replace("{", "{{").replace("}", "}}"))
+    if not rest:
         return text
-    template, values = pieces[0].replace("{", "{{").replace("}", "}}"), []
-    for index, rest in zip(pieces[1::2], pieces[2::2], strict=True):
-        value, how = tracer.texts[int(index)]
-        tracer.written.add(int(index))
-        values.append(value)
-        template += how + rest.replace("{", "{{").replace("}", "}}")
+    indices = [int(index) for index in rest[::2]]
+    tracer.written.update(indices)
+    template = first + "".join(tracer.texts[i][1] + piece for i, piece in zip(indices, rest[1::2], strict=True))
+    values = [tracer.texts[i][0] for i in indices]
     node: fx.Node = tracer.create_proxy("call_method", "format", (template, *values), {}).node
     return node
 

@@ -42,14 +42,19 @@ def one_seed():
 
 
 @pytest.fixture
-def chains_run(monkeypatch):
+def first_arguments(monkeypatch):
+    """Return a function that lists what a module's function is called with first, from then on."""
+
+    def of(module, name: str) -> list:
+        seen: list = []
+        function = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda first, *args: seen.append(first) or function(first, *args))
+        return seen
+
+    return of
+
+
+@pytest.fixture
+def chains_run(first_arguments):
     """Count the chains that fused modules run: a list of their signatures."""
-    signatures: list[tuple] = []
-    run_chain = blocks.run_chain
-
-    def counting(signature, *args):
-        signatures.append(signature)
-        return run_chain(signature, *args)
-
-    monkeypatch.setattr(blocks, "run_chain", counting)
-    return signatures
+    return first_arguments(blocks, "run_chain")

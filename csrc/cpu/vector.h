@@ -245,7 +245,7 @@ FUSED_RESNET_INLINE void add_to(Lanes<N>, double* sums, Vector<float, N> v) {
   add_to(Lanes<N / 2>{}, sums + N / 2, __builtin_convertvector(halves.high, Vector<double, N / 2>));
 }
 
-// sums[0..N) += p[0..N), in double.
+// sums[0..N) += p[0..N), in double: float is widened straight from memory, without taking a vector apart.
 template <int N, typename T>
 FUSED_RESNET_INLINE void add_from(Lanes<N> lanes, double* sums, const T* p) {
 #if defined(__AVX512F__)

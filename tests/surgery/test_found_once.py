@@ -153,12 +153,9 @@ CHANGES = [
 
 
 @pytest.fixture
-def traces(monkeypatch):
+def traces(first_arguments):
     """The modules that were traced."""
-    traced = []
-    trace = dataflow.trace
-    monkeypatch.setattr(dataflow, "trace", lambda module, deep: traced.append(module) or trace(module, deep))
-    return traced
+    return first_arguments(dataflow, "trace")
 
 
 def two(change, changed):

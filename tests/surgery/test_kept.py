@@ -27,12 +27,9 @@ def kept_of(model):
 
 
 @pytest.fixture
-def read_afresh(monkeypatch):
+def read_afresh(first_arguments):
     """The modules that were read afresh."""
-    read = []
-    prepare = blocks.prepare
-    monkeypatch.setattr(blocks, "prepare", lambda module, plan: read.append(module) or prepare(module, plan))
-    return read
+    return first_arguments(blocks, "prepare")
 
 
 def run(model):
