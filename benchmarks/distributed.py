@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from fused_resnet.bench.harness import make_clock, take_turns
 from fused_resnet.bench.record import write_record
-from fused_resnet.environment import environment
+from fused_resnet.system.environment import environment
 from fused_resnet.training import Recipe, RunFolder, Trainer, named
 from fused_resnet.training.distributed import World
 from fused_resnet.training.step import EagerStep

@@ -30,7 +30,7 @@ sys.path.insert(0, str(ROOT))
 
 from fused_resnet import engines  # noqa: E402
 from fused_resnet.bench.report import TUNING  # noqa: E402
-from fused_resnet.environment import cpu_model  # noqa: E402
+from fused_resnet.system.environment import cpu_model  # noqa: E402
 
 PART_LIMIT = 480  # seconds: three parts, and the machine's start, in half an hour
 BATCH_SIZE = 256

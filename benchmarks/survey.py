@@ -58,10 +58,10 @@ if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
 import fused_resnet  # noqa: E402
-from fused_resnet import generators  # noqa: E402
-from fused_resnet.atomic import replacing  # noqa: E402
-from fused_resnet.blocks import plan_of  # noqa: E402
-from fused_resnet.environment import commit, installed  # noqa: E402
+from fused_resnet.blocks.fusion import plan_of  # noqa: E402
+from fused_resnet.system import generators  # noqa: E402
+from fused_resnet.system.atomic import replacing  # noqa: E402
+from fused_resnet.system.environment import commit, installed  # noqa: E402
 from fused_resnet.verification import NOTHING_TO_COMPARE  # noqa: E402
 
 PACKAGES = ("torchvision", "timm", "transformers")

@@ -4,13 +4,15 @@ import pytest
 import torch
 
 import fused_resnet
-from fused_resnet import blocks, models
+from fused_resnet import models
 from fused_resnet.bench.block import BlockStep
 from fused_resnet.bench.peers import DTYPES
 from fused_resnet.bench.suites.contest import refusals
+from fused_resnet.blocks.fusion import plan_of, prepare_again
+from fused_resnet.blocks.prepare import prepare
 
 INPUT, BLOCKS = (2, 32, 4, 4), 16
-READS = {"afresh": blocks.prepare, "as kept": blocks.prepare_again}
+READS = {"afresh": prepare, "as kept": prepare_again}
 
 
 @pytest.fixture
@@ -37,7 +39,7 @@ def test_host(benchmark, settings, dtype, peer, synchronized):
 @pytest.mark.parametrize("read", READS)
 def test_guards(benchmark, read):
     block = fused_resnet.fuse(models.create("resnet50").layer1[1])
-    plan = blocks.plan_of(block)
-    assert [chain.signature for chain in READS[read](block, plan)] == [c.signature for c in blocks.prepare(block, plan)]
+    plan = plan_of(block)
+    assert [chain.signature for chain in READS[read](block, plan)] == [c.signature for c in prepare(block, plan)]
     benchmark.group = "guards of a bottleneck"
     benchmark(READS[read], block, plan)

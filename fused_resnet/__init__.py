@@ -8,7 +8,6 @@
 from fused_resnet import functional, models
 from fused_resnet.surgery import explain, fuse, unfuse
 from fused_resnet.verification import verify
+from fused_resnet.version import __version__ as __version__
 
 __all__ = ["explain", "functional", "fuse", "models", "unfuse", "verify"]
-
-__version__ = "0.1.0"

@@ -13,11 +13,11 @@ from fused_resnet.bench.tune import add_tune
 from fused_resnet.bench.warm import add_warm
 from fused_resnet.doctor import add_doctor
 from fused_resnet.experiments.command import add_experiment
-from fused_resnet.explain_command import add_explain
 from fused_resnet.models.command import add_models
+from fused_resnet.surgery.command import add_explain
 from fused_resnet.training.command import INTERRUPTED, add_train
 from fused_resnet.training.eval_command import add_eval
-from fused_resnet.verify_command import add_verify
+from fused_resnet.verification.command import add_verify
 
 # in the order in which --help lists them
 SUBCOMMANDS = (

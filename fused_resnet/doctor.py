@@ -9,9 +9,10 @@ from typing import Any
 
 import torch
 
-from fused_resnet import engines, ops, tuning
-from fused_resnet.environment import environment
-from fused_resnet.host_memory import keep_freed_memory
+from fused_resnet import engines, ops
+from fused_resnet.engines import libraries, tuning
+from fused_resnet.system.environment import environment
+from fused_resnet.system.host_memory import keep_freed_memory
 
 # what the package does without, what for, and how to get it
 OPTIONAL_PACKAGES = {
@@ -46,7 +47,7 @@ def examine() -> dict[str, Any]:
         "self-check": {name: wrong or "passed" for name, wrong in checked.items()},
         "tuning": {device: _tuning_of(device) for device in devices},
         "freed host memory": keep_freed_memory(),
-        "native build": {**engines.build_record(), **_instruction_sets()},
+        "native build": {**libraries.build_record(), **_instruction_sets()},
         "missing": _missing(),
     }
 

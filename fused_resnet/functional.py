@@ -1,14 +1,14 @@
 """The fused operations as functions with autograd.
 
-They are chains of one unit: what :mod:`fused_resnet.chain` does for a block, for one's own forward.
+They are chains of one unit: what :mod:`fused_resnet.chain.schedule` does for a block, for one's own forward.
 """
 
 from typing import Any
 
 from torch import Tensor
 
-from fused_resnet.chain_ops import run_chain, update_running_stats_
-from fused_resnet.chain_spec import IDENTITY
+from fused_resnet.chain.autograd import run_chain, update_running_stats_
+from fused_resnet.chain.spec import IDENTITY
 from fused_resnet.engines import check_name
 
 ACTS = ("relu", "none")

@@ -1,6 +1,6 @@
 """The rule of accuracy, which has no hand-picked tolerance.
 
-It is :mod:`fused_resnet.accuracy`'s, here for results of several draws and for the tests of single kernels.
+It is :mod:`fused_resnet.verification.accuracy`'s, for results of several draws and for the tests of single kernels.
 """
 
 import copy
@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 import fused_resnet
-from fused_resnet.accuracy import allowed_error, gradient_for, measure
-from fused_resnet.accuracy import rms as rms  # what the tests take from here
+from fused_resnet.verification.accuracy import allowed_error, gradient_for, measure
+from fused_resnet.verification.accuracy import rms as rms  # what the tests take from here
 
 Results = Mapping[str, Tensor | None]
 

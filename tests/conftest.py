@@ -3,11 +3,11 @@ import os
 import pytest
 import torch
 
+from fused_resnet.blocks import module
+
 if not torch.cuda.is_available():  # Triton decides when it is first imported
     os.environ.setdefault("TRITON_INTERPRET", "1")
 os.environ["FUSED_RESNET_TUNING"] = "0"  # what was measured on this machine decides nothing here
-
-from fused_resnet import blocks
 
 
 @pytest.fixture(autouse=True)
@@ -57,4 +57,4 @@ def first_arguments(monkeypatch):
 @pytest.fixture
 def chains_run(first_arguments):
     """Count the chains that fused modules run: a list of their signatures."""
-    return first_arguments(blocks, "run_chain")
+    return first_arguments(module, "run_chain")

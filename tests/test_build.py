@@ -8,12 +8,12 @@ import sys
 
 import pytest
 
-from fused_resnet import engines
+from fused_resnet.engines import libraries
 
-pytestmark = pytest.mark.skipif(not engines.CPU_LIBRARY.exists(), reason="the native library was not built")
+pytestmark = pytest.mark.skipif(not libraries.CPU_LIBRARY.exists(), reason="the native library was not built")
 
 
-@pytest.fixture(params=[engines.CPU_LIBRARY, engines.CUDA_LIBRARY], ids=["cpu", "cuda"])
+@pytest.fixture(params=[libraries.CPU_LIBRARY, libraries.CUDA_LIBRARY], ids=["cpu", "cuda"])
 def library(request):
     if not request.param.exists():
         pytest.skip(f"{request.param.name} was not built")
@@ -39,19 +39,19 @@ def test_kernels_and_the_cuda_runtime_stay_inside_their_library(library):
 
 
 def test_the_record_says_what_was_built_and_with_what():
-    record = engines.build_record()
-    assert engines.CPU_LIBRARY.name in record["files"]
+    record = libraries.build_record()
+    assert libraries.CPU_LIBRARY.name in record["files"]
     assert re.match(r"\d+\.\d+", record["torch"])
     assert re.match(r"(GNU|Clang|AppleClang) \d+", record["compiler"])
     assert {"-O2", "-fno-math-errno"} <= set(record["flags"].split())
     assert "commit" in record
     for name in record["files"]:
-        assert (engines.PACKAGE / name).exists()
-    if engines.CUDA_LIBRARY.name in record["files"]:
+        assert (libraries.PACKAGE / name).exists()
+    if libraries.CUDA_LIBRARY.name in record["files"]:
         assert re.match(r"\d+\.\d+", record["cuda"]["version"])
         assert all(re.fullmatch(r"\d+\.\d+[af]?(\+PTX)?", name) for name in record["cuda"]["architectures"].split())
     else:
-        assert f"{engines.CUDA_LIBRARY.name} was left out, because" in record["left_out"]
+        assert f"{libraries.CUDA_LIBRARY.name} was left out, because" in record["left_out"]
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import fused_resnet
-from fused_resnet.tuning import Tuning, using
+from fused_resnet.engines.tuning import Tuning, using
 from tests.accuracy import assert_as_accurate_as_stock, assert_fused_is_as_accurate_as_stock, gradient_for, record
 
 

@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint, checkpoint_sequential, set_checkpoint_early_stop
 
 import fused_resnet
-from fused_resnet.checkpointing import is_recomputation
+from fused_resnet.blocks.checkpointing import is_recomputation
 from tests.test_chain import BASIC, BOTTLENECK, Block, images
 
 # the first forward of a reentrant checkpoint runs without gradients, and so do those that it has inside

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fused_resnet import engines
+from fused_resnet.engines import libraries
 
 ROOT = Path(__file__).parents[1]
 ARCHITECTURES = ["sm_80", "sm_90", "sm_100", "sm_120"]
@@ -34,15 +34,15 @@ def program(name: str) -> str:
 
 
 def test_the_library_has_code_for_the_architectures_of_its_record():
-    if not engines.CUDA_LIBRARY.exists():
+    if not libraries.CUDA_LIBRARY.exists():
         pytest.skip("the CUDA library was not built")
-    entries = engines.build_record()["cuda"]["architectures"].split()
+    entries = libraries.build_record()["cuda"]["architectures"].split()
     recorded = {
         kind: {f"sm_{e.removesuffix('+PTX').replace('.', '')}" for e in named}
         for kind, named in {"elf": entries, "ptx": [e for e in entries if e.endswith("+PTX")]}.items()
     }
     for kind, expected in recorded.items():
-        command = [program("cuobjdump"), f"--list-{kind}", engines.CUDA_LIBRARY]
+        command = [program("cuobjdump"), f"--list-{kind}", libraries.CUDA_LIBRARY]
         listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
         assert set(re.findall(r"\.(sm_\w+)\.", listed)) == expected
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fused_resnet import engines
+from fused_resnet.engines import libraries
 
 ROOT = Path(__file__).parents[1]
 EMULATION = ROOT / "tests" / "cuda_emulation"
@@ -110,7 +110,7 @@ def test_a_plan_of_nonsense_is_refused(native):
         native.cuda_plan("batch_norm_affine", 10, 8, 4, 132)
 
 
-@pytest.mark.skipif(not engines.CUDA_LIBRARY.exists(), reason="the CUDA library was not built")
+@pytest.mark.skipif(not libraries.CUDA_LIBRARY.exists(), reason="the CUDA library was not built")
 def test_the_library_loads_without_a_driver_and_registers_its_operations():
     program = (
         "import sys, torch, fused_resnet.ops; torch.ops.load_library(sys.argv[1]);"
@@ -121,7 +121,7 @@ def test_the_library_loads_without_a_driver_and_registers_its_operations():
     if torch.version.cuda is None:
         pytest.skip("this torch was built without CUDA")
     run = subprocess.run(
-        [sys.executable, "-c", program, engines.CUDA_LIBRARY], cwd=ROOT, capture_output=True, text=True, check=True
+        [sys.executable, "-c", program, libraries.CUDA_LIBRARY], cwd=ROOT, capture_output=True, text=True, check=True
     )
     assert set(run.stdout.split()) == {
         *OPERATIONS,

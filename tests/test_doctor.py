@@ -5,12 +5,13 @@ import json
 import pytest
 
 from fused_resnet import cli, doctor, engines, ops
+from fused_resnet.engines import libraries
 
 
 def test_it_shows_how_the_kernels_were_built(capsys):
     assert cli.main(["doctor"]) == 0
     shown = capsys.readouterr().out
-    for fact in ("commit", "flags", "files", *filter(None, [engines.build_record().get("compiler")])):
+    for fact in ("commit", "flags", "files", *filter(None, [libraries.build_record().get("compiler")])):
         assert fact in shown
 
 

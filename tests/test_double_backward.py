@@ -269,8 +269,8 @@ def test_a_penalised_step_under_checkpointing_is_the_step():
 
 def test_synchronised_norms_are_refused():
     """Without other processes: only their name is asked for."""
-    from fused_resnet import chain_ops
-    from fused_resnet.chain_spec import make_chain
+    from fused_resnet.chain import autograd
+    from fused_resnet.chain.spec import make_chain
 
     unit = (None, True, True, True, "group", (1e-5).hex(), True)
     chain = make_chain(((((unit,), None, None),), ("reference", "fast")))
@@ -283,9 +283,9 @@ def test_synchronised_norms_are_refused():
         n_parameters, n_running, needs_input_grad = 2, 0, (False, False, True, False, True, True)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(chain_ops, "_run_backward", lambda *_: (x.detach(), None, weight.detach(), bias.detach()))
+        patch.setattr(autograd, "_run_backward", lambda *_: (x.detach(), None, weight.detach(), bias.detach()))
         Kept.chain, Kept.saved_tensors = chain, (arguments[0], None, None, *arguments[1:])
-        _, _, dx, *_ = chain_ops._ChainFunction.backward(Kept, torch.ones_like(x, requires_grad=True))
+        _, _, dx, *_ = autograd._ChainFunction.backward(Kept, torch.ones_like(x, requires_grad=True))
         with pytest.raises(RuntimeError, match=r"create_graph=True.*synchronised.*unfuse"):
             dx.sum().backward()
 

@@ -8,13 +8,14 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import fused_resnet
 from fused_resnet import engines, ops
+from fused_resnet.engines import choice, libraries
 from fused_resnet.functional import batch_norm_act
 
 
 @pytest.fixture
 def fresh_engines(monkeypatch):
     """Forget which engines can serve, before and after."""
-    caches = [engines.choose, engines.load_cpu_library, engines.load_cuda_library, ops.kernels]
+    caches = [engines.choose, libraries.load_cpu_library, libraries.load_cuda_library, ops.kernels]
 
     def clear():
         for cache in caches:
@@ -28,7 +29,7 @@ def fresh_engines(monkeypatch):
 
 @pytest.fixture
 def without_library(fresh_engines, tmp_path):
-    fresh_engines.setattr(engines, "CPU_LIBRARY", tmp_path / "libfused_resnet_cpu.so")
+    fresh_engines.setattr(libraries, "CPU_LIBRARY", tmp_path / "libfused_resnet_cpu.so")
 
 
 def test_the_native_kernels_serve_the_cpu():
@@ -80,16 +81,16 @@ def test_without_the_library_explain_names_the_reference(without_library):
 
 def test_why_the_build_left_the_library_out_is_passed_on(without_library):
     without_library_reason = {"left_out": "no C++ compiler was found; install g++ and reinstall"}
-    engines.load_cpu_library.cache_clear()
+    libraries.load_cpu_library.cache_clear()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(engines, "build_record", lambda: without_library_reason)
+        patch.setattr(libraries, "build_record", lambda: without_library_reason)
         assert "no C++ compiler was found" in engines.why_not("cpu", "cpu", torch.float32)
 
 
 def test_a_library_that_does_not_load_is_a_reason_not_an_error(fresh_engines, tmp_path):
     broken = tmp_path / "libfused_resnet_cpu.so"
     broken.write_bytes(b"not a library")
-    fresh_engines.setattr(engines, "CPU_LIBRARY", broken)
+    fresh_engines.setattr(libraries, "CPU_LIBRARY", broken)
     assert engines.choose("auto", "cpu", torch.float32) == "reference"
     assert f"does not load under torch {torch.__version__}" in engines.why_not("cpu", "cpu", torch.float32)
 
@@ -126,7 +127,7 @@ def test_the_self_check_finds_a_wrong_kernel_and_can_be_skipped(name, wrong, fre
     broken = type(right)(**{**vars(right), name: wrong})
     fresh_engines.setattr(ops, "kernels", lambda engine, *_: right if engine == "reference" else broken)
     fresh_engines.setattr(ops.kernels, "cache_clear", lambda: None, raising=False)
-    fresh_engines.setattr(engines, "_wrong", {})
+    fresh_engines.setattr(choice, "_wrong", {})
     check = ops.self_check.__wrapped__
     assert f"{name} in torch.float32 is off" in check("cpu")["cpu"]
     assert "self-check failed" in engines.why_not("cpu", "cpu")
@@ -165,26 +166,26 @@ def test_without_a_gpu_its_engines_say_so(engine):
     ],
 )
 def test_which_devices_a_build_has_code_for(capability, architectures, served):
-    assert engines.has_code_for(capability, architectures) == served
+    assert libraries.has_code_for(capability, architectures) == served
 
 
 def test_a_mismatch_of_the_build_and_the_gpu_is_named(fresh_engines):
     record = {"cuda": {"version": "12.8.1", "architectures": "8.0"}}
-    fresh_engines.setattr(engines, "_why_no_gpu", lambda: None)
-    fresh_engines.setattr(engines, "build_record", lambda: record)
+    fresh_engines.setattr(libraries, "_why_no_gpu", lambda: None)
+    fresh_engines.setattr(libraries, "build_record", lambda: record)
     fresh_engines.setattr(torch.version, "cuda", "13.0")
     fresh_engines.setattr(torch.cuda, "get_device_capability", lambda: (11, 0))
     reason = engines.why_not("cuda", "cuda")
     assert "was built with CUDA 12.8.1, torch with 13.0: install the wheel with +cu13" in reason
     record["cuda"]["version"] = "13.0.88"
-    engines.load_cuda_library.cache_clear()
+    libraries.load_cuda_library.cache_clear()
     assert "no code for sm_110 (built for 8.0)" in engines.why_not("cuda", "cuda")
 
 
 @pytest.fixture
 def pretended_gpu(fresh_engines):
     """Let the Triton kernels be chosen for tensors on a GPU that is not there."""
-    fresh_engines.setattr(engines, "load_triton", lambda: None)
+    fresh_engines.setattr(libraries, "load_triton", lambda: None)
     ops.fakes.cache_clear()
     yield
     ops.fakes.cache_clear()

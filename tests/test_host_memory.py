@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from fused_resnet.host_memory import keep_freed_memory
+from fused_resnet.system.host_memory import keep_freed_memory
 
 PROGRAM = """
 import resource, torch, fused_resnet

@@ -6,7 +6,7 @@ from torch import nn
 
 import fused_resnet
 from fused_resnet import cli, models
-from fused_resnet.steps import trace
+from fused_resnet.surgery.steps import trace
 from tests.test_chain import Block
 
 SHAPE = (4, 3, 32, 32)

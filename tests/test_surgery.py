@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 import fused_resnet
 from fused_resnet import models
-from fused_resnet.blocks import FusedModule
+from fused_resnet.blocks.mixin import FusedModule
+from fused_resnet.engines import EngineError
 from fused_resnet.surgery import NothingToFuse
 from tests.accuracy import assert_fused_is_as_accurate_as_stock, outputs_of
 from tests.surgery.parts import through_file, through_pickle
@@ -1094,7 +1095,7 @@ def test_an_unknown_option_is_refused_and_changes_nothing(options, message):
 
 def test_an_engine_that_cannot_serve_the_model_is_refused_and_changes_nothing():
     model = make(Basic).half()
-    with pytest.raises(fused_resnet.surgery.engines.EngineError, match=r"engine='cpu' cannot serve: .*float16"):
+    with pytest.raises(EngineError, match=r"engine='cpu' cannot serve: .*float16"):
         fused_resnet.fuse(model, engine="cpu")
     assert type(model) is Basic
 

@@ -7,11 +7,12 @@ import pytest
 import torch
 
 import fused_resnet
-from fused_resnet import cli, engines, models, tuning
+from fused_resnet import cli, engines, models
 from fused_resnet.bench.tune import Measured, decide
+from fused_resnet.engines import choice, tuning
+from fused_resnet.engines.tuning import BUILT_IN, Tuning
 from fused_resnet.ops.pointwise_conv.config import LEAN
 from fused_resnet.ops.pointwise_conv_norm.config import pays
-from fused_resnet.tuning import BUILT_IN, Tuning
 
 
 @pytest.fixture
@@ -40,7 +41,7 @@ def test_a_tuning_decides_which_outputs_are_kept(file):
 
 
 def test_a_tuning_decides_which_engine_is_auto(file, monkeypatch):
-    monkeypatch.setattr(engines, "why_not", lambda name, *_: None if name in ("triton", "cuda") else "not here")
+    monkeypatch.setattr(choice, "why_not", lambda name, *_: None if name in ("triton", "cuda") else "not here")
     monkeypatch.setitem(tuning._used, "cuda", Tuning(("cuda", "triton"), {}))
     assert engines.choose("auto", "cuda", torch.bfloat16) == "cuda"
 

@@ -1,7 +1,6 @@
 """verify: what is right passes, what is wrong is named, and nothing of the user's is touched."""
 
 import random
-import sys
 from dataclasses import dataclass, field
 
 import numpy
@@ -13,9 +12,9 @@ from torch.utils.checkpoint import checkpoint
 
 import fused_resnet
 from fused_resnet import cli, models
+from fused_resnet.verification import report, runs
 
 # the package's attribute of that name is the function
-module = sys.modules["fused_resnet.verification"]
 
 
 @pytest.fixture
@@ -52,13 +51,13 @@ def broken(verification):
 
 def spoil_fused(monkeypatch, spoil):
     """Let ``fuse`` give ``verify`` a model with a fault."""
-    fuse = module.fuse
+    fuse = runs.fuse
 
     def spoiling(model):
         spoil(fuse(model))
         return model
 
-    monkeypatch.setattr(module, "fuse", spoiling)
+    monkeypatch.setattr(runs, "fuse", spoiling)
 
 
 # ---- what is right -------------------------------------------------------------------------------------------------
@@ -338,8 +337,8 @@ def test_the_command_verifies_autocast_in_evaluation_mode(capsys):
 
 
 def test_the_command_fails_where_the_rule_is_broken(monkeypatch, capsys):
-    monkeypatch.setattr(module, "allowed_error", lambda stock, ulp: -1.0)
-    monkeypatch.setattr(module, "FACTOR", 0)
+    monkeypatch.setattr(report, "allowed_error", lambda stock, ulp: -1.0)
+    monkeypatch.setattr(report, "FACTOR", 0)
     assert cli.main(["verify", "resnet20", "--input-shape", "2", "3", "16", "16"]) == 1
     assert capsys.readouterr().out.startswith("NOT ok")
 

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from fused_resnet import engines, models
-from fused_resnet.atomic import replacing
 from fused_resnet.bench import peers, table
 from fused_resnet.bench.network import MODES
 from fused_resnet.bench.plot import draw, drawable
@@ -20,8 +19,9 @@ from fused_resnet.bench.report import write_report
 from fused_resnet.bench.rows import FUSED, STOCK, Row
 from fused_resnet.bench.settings import Settings
 from fused_resnet.bench.suites import SUITES, Suite
-from fused_resnet.environment import environment
-from fused_resnet.host_memory import keep_freed_memory
+from fused_resnet.system.atomic import replacing
+from fused_resnet.system.environment import environment
+from fused_resnet.system.host_memory import keep_freed_memory
 
 if TYPE_CHECKING:
     Subcommands = argparse._SubParsersAction[argparse.ArgumentParser]

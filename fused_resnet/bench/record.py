@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
-from fused_resnet.atomic import replacing
 from fused_resnet.bench.rows import Row
 from fused_resnet.bench.settings import Settings
+from fused_resnet.system.atomic import replacing
 
 FORMAT = 2
 READABLE = (1, 2)
@@ -20,7 +20,7 @@ READABLE = (1, 2)
 def make_record(
     command: str, environment: Mapping[str, Any], settings: Settings, rows: Sequence[Row]
 ) -> dict[str, Any]:
-    """Return a run as plain data; `environment` is :func:`fused_resnet.environment.environment`'s at its start."""
+    """Return a run as plain data; `environment` is what ``fused_resnet.system.environment`` said at its start."""
     return {
         "format": FORMAT,
         "command": command,

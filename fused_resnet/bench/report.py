@@ -4,12 +4,12 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from fused_resnet.atomic import replacing
 from fused_resnet.bench.peers import MAX_AUTOTUNE
 from fused_resnet.bench.plot import draw, drawable
 from fused_resnet.bench.record import Record, read_record
 from fused_resnet.bench.rows import FUSED, Row, base_of
 from fused_resnet.bench.suites import SUITES
+from fused_resnet.system.atomic import replacing
 
 # what `fused-resnet tune` found in the same session stands beside the records
 TUNING = "tuning.json"

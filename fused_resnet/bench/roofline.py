@@ -1,6 +1,6 @@
 """What must be moved and computed in a training step, by scheme.
 
-This package's schemes, those of `FUSINGS`, are traced (`fused_resnet.steps`): what the engine that serves here
+This package's schemes, those of `FUSINGS`, are traced (`fused_resnet.surgery.steps`): what the engine that serves here
 does, kernel by kernel. Stock's and the compiler's are counted from shapes. A tensor that a kernel reads or writes
 counts once for each kernel, in full; what a cache saves is not seen. Here ``x`` is the input of a convolution, ``y``
 its raw output, ``z`` an activation, ``g`` a gradient, ``r`` a shortcut. A convolution costs 2 · (elements of y) ·
@@ -38,8 +38,8 @@ from fused_resnet import models
 from fused_resnet.bench.block import RESIDUAL_BLOCKS, BlockShape
 from fused_resnet.bench.ceilings import ARITHMETIC_PART, BANDWIDTH_PART, Ceilings
 from fused_resnet.bench.peers import FUSINGS
-from fused_resnet.steps import trace
 from fused_resnet.surgery import fuse
+from fused_resnet.surgery.steps import trace
 
 
 class Passes(NamedTuple):

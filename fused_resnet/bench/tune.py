@@ -13,7 +13,6 @@ from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
 
-from fused_resnet import tuning
 from fused_resnet.bench.block import BlockShape, BlockStep, distinct_blocks
 from fused_resnet.bench.command import read_device, require_at_least
 from fused_resnet.bench.harness import make_clock, take_turns
@@ -21,10 +20,10 @@ from fused_resnet.bench.peers import DTYPES, LEAN, STOCK_PEER, Peer
 from fused_resnet.bench.rows import FUSED
 from fused_resnet.bench.settings import Settings
 from fused_resnet.bench.suites.contest import refusals
-from fused_resnet.engines import GPU_NAMES, EngineError, why_not
-from fused_resnet.environment import environment
+from fused_resnet.engines import GPU_NAMES, EngineError, tuning, why_not
+from fused_resnet.engines.tuning import Tuning
 from fused_resnet.ops.pointwise_conv import config
-from fused_resnet.tuning import Tuning
+from fused_resnet.system.environment import environment
 
 EXAMPLES = """\
 examples:

@@ -6,12 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fused_resnet.atomic import replacing
 from fused_resnet.engines import EngineError
 from fused_resnet.experiments.experiment import Experiment, Result, write_csv
 from fused_resnet.experiments.figure import draw
 from fused_resnet.experiments.paper import degradation, shortcuts
 from fused_resnet.experiments.table import comparisons, table
+from fused_resnet.system.atomic import replacing
 from fused_resnet.training import TrainingDiverged, data
 from fused_resnet.training.command import INTERRUPTED
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from fused_resnet.atomic import replacing
+from fused_resnet.system.atomic import replacing
 from fused_resnet.training import EpochMetrics, Recipe, RunFolder, Trainer
 from fused_resnet.training.recipe import require
 

@@ -2,7 +2,7 @@
 
 Every folder reads the same way: ``reference.py`` is the definition in plain torch, the files beside it are the engines'
 kernels, and ``__init__.py`` holds the schemas and the fakes.  The operations have no autograd formula of their own:
-:mod:`fused_resnet.chain` composes them, forward and backward, into one autograd node.
+:mod:`fused_resnet.chain.schedule` composes them, forward and backward, into one autograd node.
 
 Schemas are always defined here, in Python, so that the package is whole without a compiler; the native libraries only
 add implementations to them.
@@ -20,6 +20,7 @@ from typing import Any
 import torch
 
 from fused_resnet import engines
+from fused_resnet.engines import libraries
 from fused_resnet.ops import batch_norm_act, batch_norm_act_pool, pointwise_conv, pointwise_conv_norm
 from fused_resnet.ops.library import library
 
@@ -48,7 +49,7 @@ def kernels(engine: str, device_type: str, dtype: torch.dtype) -> SimpleNamespac
         return fakes(engine, device_type, dtype)
     if served == "triton":
         return gather(served, *map(triton_kernels, (*FOLDERS, *POINTWISE)))
-    pool = batch_norm_act_pool.reference if engines.load_triton() else triton_kernels(batch_norm_act_pool)
+    pool = batch_norm_act_pool.reference if libraries.load_triton() else triton_kernels(batch_norm_act_pool)
     return gather(served, dispatched(batch_norm_act), pool)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from fused_resnet.atomic import replacing
+from fused_resnet.system.atomic import replacing
 
 # every checkpoint says under this key which version of the format it has
 FORMAT_KEY = "fused_resnet_checkpoint"

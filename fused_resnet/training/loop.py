@@ -17,9 +17,9 @@ from torch.amp.grad_scaler import GradScaler
 from torch.nn.parallel import DistributedDataParallel
 
 from fused_resnet import engines
-from fused_resnet.atomic import replacing
-from fused_resnet.environment import environment
 from fused_resnet.surgery import fuse
+from fused_resnet.system.atomic import replacing
+from fused_resnet.system.environment import environment
 from fused_resnet.training import data
 from fused_resnet.training.curves import draw_curves
 from fused_resnet.training.data.order import seeded

@@ -12,7 +12,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import fused_resnet
-from fused_resnet import ops, synchronized
+from fused_resnet import ops
+from fused_resnet.chain import synchronized
 from tests.accuracy import assert_as_accurate_as_stock, gradient_for, record
 from tests.test_chain import images
 from tests.test_stages import make_any as make

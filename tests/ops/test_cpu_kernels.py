@@ -12,14 +12,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fused_resnet import engines
+from fused_resnet.engines import libraries
 from fused_resnet.ops.batch_norm_act import reference
 from fused_resnet.ops.batch_norm_act_pool import reference as pool_reference
 from fused_resnet.ops.library import accumulation_dtype
 from tests.accuracy import assert_as_accurate_as_stock
 from tests.ops.problem import EPS, PARTS, Problem, assert_close, moments_of
 
-pytestmark = pytest.mark.skipif(engines.load_cpu_library() is not None, reason=str(engines.load_cpu_library()))
+pytestmark = pytest.mark.skipif(libraries.load_cpu_library() is not None, reason=str(libraries.load_cpu_library()))
 
 ops = torch.ops.fused_resnet
 
@@ -451,7 +451,7 @@ def test_what_does_not_fit_a_masked_gradient_is_named(change, message):
 def test_every_instruction_set_gives_the_same_activations():
     """In a process each, since the set is chosen once; sums are in double, so that only contraction may differ."""
     program = (
-        "import sys, torch, fused_resnet.ops; from fused_resnet import engines; engines.load_cpu_library();"
+        "import sys, torch, fused_resnet.ops; from fused_resnet.engines import libraries; libraries.load_cpu_library();"
         "torch.manual_seed(0); x = torch.randn(2, 40, 9, 9).to(memory_format=torch.channels_last);"
         "o = torch.ops.fused_resnet; m, a = o.batch_norm_stats(x, None, None, 1e-5);"
         "r = x[:, :11].clone(memory_format=torch.channels_last);"

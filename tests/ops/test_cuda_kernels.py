@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fused_resnet import engines
+from fused_resnet.engines import libraries
 from fused_resnet.ops.batch_norm_act import reference
 from tests.accuracy import assert_as_accurate_as_stock
 from tests.ops.problem import EPS, PARTS, Problem, assert_close, moments_of
@@ -21,7 +21,7 @@ if EMULATED:
     torch.ops.load_library(EMULATED)
     WHY_NOT = None
 else:
-    WHY_NOT = engines.load_cuda_library()
+    WHY_NOT = libraries.load_cuda_library()
 
 pytestmark = pytest.mark.skipif(WHY_NOT is not None, reason=str(WHY_NOT))
 

@@ -12,7 +12,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from fused_resnet import blocks, chain_ops, models, ops
+from fused_resnet import models, ops
+from fused_resnet.blocks.mixin import FusedModule
+from fused_resnet.chain import autograd
 from fused_resnet.ops.batch_norm_act import config, reference
 from fused_resnet.ops.batch_norm_act_pool import reference as pool_reference
 from fused_resnet.surgery import fuse
@@ -307,10 +309,10 @@ def test_a_network_of_these_kernels_is_as_accurate_as_stock(k, monkeypatch, auto
 
     spied = SimpleNamespace(**{name: counting(name) if callable(f) else f for name, f in vars(k).items()})
     monkeypatch.setattr(ops, "kernels", lambda *_: spied)
-    assert chain_ops.ops is ops
+    assert autograd.ops is ops
     results = step(fused, x, autocast)
     stages = 2 if chain == "stage" else 0
-    assert sum(isinstance(module, blocks.FusedModule) for module in fused.modules()) == 6 + stages
+    assert sum(isinstance(module, FusedModule) for module in fused.modules()) == 6 + stages
     assert_as_accurate_as_stock(results, stock, exact)
     # both bottlenecks' ends and two projections do without their output
     assert (called["pointwise_conv_norm_act"], called["pointwise_conv_norm_backward"]) == (2, 4)

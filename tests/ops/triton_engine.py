@@ -7,14 +7,15 @@ import numpy as np
 import pytest
 import torch
 
-from fused_resnet import engines, ops
+from fused_resnet import ops
+from fused_resnet.engines import libraries
 
 
 def triton_kernels(monkeypatch) -> SimpleNamespace:
     """Return the operations of the engine ``triton``, for the GPU or interpreted."""
     pytest.importorskip("triton", reason="triton is not installed")
     if os.environ.get("TRITON_INTERPRET") != "1":
-        if reason := engines.load_triton():
+        if reason := libraries.load_triton():
             pytest.skip(f"Triton was imported for a GPU, and {reason}; TRITON_INTERPRET=1 runs this on the CPU")
         return ops.kernels("triton", "cuda", torch.float32)
     import triton.language as tl

@@ -27,8 +27,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import fused_resnet
-from fused_resnet.accuracy import gradient_for
 from fused_resnet.surgery import NothingToFuse
+from fused_resnet.verification.accuracy import gradient_for
 
 PRELUDE = """\
 import torch

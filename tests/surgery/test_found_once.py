@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils import prune
 
-from fused_resnet import dataflow
-from fused_resnet.dataflow import Finder
+from fused_resnet.surgery import finder
+from fused_resnet.surgery.finder import Finder
 from tests.surgery.oracle import Basic, assert_same_step, fuse, make
 from tests.surgery.parts import Network
 
@@ -155,7 +155,7 @@ CHANGES = [
 @pytest.fixture
 def traces(first_arguments):
     """The modules that were traced."""
-    return first_arguments(dataflow, "trace")
+    return first_arguments(finder, "trace")
 
 
 def two(change, changed):

@@ -10,8 +10,9 @@ from torch import nn
 from torch.nn.utils import prune
 
 import fused_resnet
-from fused_resnet import blocks
-from fused_resnet.snapshot import Snapshot
+from fused_resnet.blocks import fusion
+from fused_resnet.blocks.fusion import plan_of
+from fused_resnet.blocks.snapshot import Snapshot
 from tests.surgery.oracle import assert_same_step, fuse, images, make
 from tests.surgery.parts import Network, through_file, through_pickle
 
@@ -23,13 +24,13 @@ def one_block():
 
 
 def kept_of(model):
-    return [module._fused.kept for module in model.modules() if blocks.plan_of(module) is not None]
+    return [module._fused.kept for module in model.modules() if plan_of(module) is not None]
 
 
 @pytest.fixture
 def read_afresh(first_arguments):
     """The modules that were read afresh."""
-    return first_arguments(blocks, "prepare")
+    return first_arguments(fusion, "prepare")
 
 
 def run(model):
@@ -164,7 +165,7 @@ def test_what_is_called_with_other_parameters_uses_them():
 def test_what_an_earlier_release_has_pickled_is_stock_until_it_is_fused_again(chains_run):
     stock, model = make(lambda: Network(n=1)), one_block()
     for module in model.modules():
-        if blocks.plan_of(module) is not None:
+        if plan_of(module) is not None:
             vars(module)["_fused"] = module._fused.plans  # a dict, as it was then
     assert_same_step(model, stock)
     assert not chains_run

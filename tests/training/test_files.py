@@ -5,7 +5,7 @@ import sys
 import pytest
 import torch
 
-from fused_resnet.atomic import replacing
+from fused_resnet.system.atomic import replacing
 from fused_resnet.training.files import CheckpointError, EpochMetrics, RunFolder
 
 
@@ -29,7 +29,7 @@ def test_a_process_killed_while_it_writes_leaves_the_old_file(tmp_path):
     script = """
 import os, signal, sys
 from pathlib import Path
-from fused_resnet.atomic import replacing
+from fused_resnet.system.atomic import replacing
 with replacing(Path(sys.argv[1])) as file:
     file.write(b"ne")
     file.flush()

@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import fused_resnet
 from fused_resnet import engines
+from fused_resnet.engines import libraries
 
 
 class Recorder(TorchDispatchMode):
@@ -102,7 +103,7 @@ def check_a_compiled_step_gives_the_eager_one():
 
 def cuda_library(capability, cuda):
     """Why the native CUDA library cannot serve such a GPU and torch (or None), and what ``auto`` takes then."""
-    for cached in (engines.choose, engines.load_cuda_library, engines.load_triton):
+    for cached in (engines.choose, libraries.load_cuda_library, libraries.load_triton):
         cached.cache_clear()
     with (
         mock.patch.object(engines, "_why_no_gpu", return_value=None),
@@ -115,7 +116,7 @@ def cuda_library(capability, cuda):
 def check_the_cuda_library():
     """It loads where torch has its CUDA; where it does not fit, one line says why, and another engine serves."""
     fallback = "triton" if find_spec("triton") else "reference"
-    built = engines.build_record().get("cuda")
+    built = libraries.build_record().get("cuda")
     if built is None:
         reason, engine = cuda_library((9, 0), "13.0")
         assert "libfused_resnet_cuda.so is missing: " in reason
@@ -132,7 +133,7 @@ def check_the_cuda_library():
         assert "\n" not in reason, reason
         assert engine == fallback, engine
     if torch.version.cuda is None:
-        assert "was built without CUDA" in engines._why_no_gpu()
+        assert "was built without CUDA" in libraries._why_no_gpu()
         return "torch has no CUDA"
     reason, _ = cuda_library((9, 0), torch.version.cuda)
     if int(torch.version.cuda.split(".")[0]) != major:

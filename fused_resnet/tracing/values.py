@@ -16,7 +16,7 @@ import torch
 from torch import fx, nn
 from torch.fx.proxy import Attribute
 
-from fused_resnet.provable import Watch
+from fused_resnet.tracing.watch import Watch
 
 IN_PLACE = (operator.iadd, operator.isub, operator.imul, operator.itruediv)
 ARITHMETIC = (*IN_PLACE, operator.add, operator.sub, operator.mul, operator.truediv, operator.neg)

@@ -18,9 +18,14 @@ from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fused_resnet import ops
-from fused_resnet.blocks import FusedModule, Plan, PreparedChain, PreparedChains, child, plan_of, prepare
-from fused_resnet.chain import backward, forward
-from fused_resnet.chain_spec import make_chain
+from fused_resnet.blocks.fusion import plan_of
+from fused_resnet.blocks.layers import child
+from fused_resnet.blocks.mixin import FusedModule
+from fused_resnet.blocks.module import PreparedChains
+from fused_resnet.blocks.plan import Plan
+from fused_resnet.blocks.prepare import PreparedChain, prepare
+from fused_resnet.chain.schedule import backward, forward
+from fused_resnet.chain.spec import make_chain
 
 # operations that give memory and move nothing
 ALLOCATIONS = ("empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided")

@@ -1,137 +1,26 @@
-"""Swap fused chains into a model and out of it, and say what was done and why not."""
+"""Say what is fused in a model, by which engine, and what is left stock and why."""
 
 import functools
 import operator
-import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import nn
 
-from fused_resnet import engines, ops
-from fused_resnet.block_forward import keeps_y
-from fused_resnet.blocks import (
-    FUNCTION,
-    NO_PLAN,
-    BlockPaths,
-    ChainPaths,
-    FusedModule,
-    Fusion,
-    Plan,
-    PreparedChain,
-    UnitPaths,
-    child,
-    fused_class,
-    fusion_of,
-    prepare,
-    stock_class,
-    why_not_pool,
-)
-from fused_resnet.chain_spec import Padded, make_chain, split_parameters
-from fused_resnet.dataflow import Finder, is_norm, why_no_match
-from fused_resnet.host_memory import keep_freed_memory
-from fused_resnet.steps import Steps, trace
-from fused_resnet.tracing import is_primitive
-
-WRAPPERS = ("DistributedDataParallel", "DataParallel", "FullyShardedDataParallel", "FSDPModule", "OptimizedModule")
-
-Place = tuple[str, nn.Module, dict[bool, Plan] | str]  # a module's name, and its plans or why it has none
-
-
-class NothingToFuse(UserWarning):
-    """No chain was found in the model."""
-
-
-def fuse(
-    model: nn.Module,
-    *,
-    strict: bool = False,
-    chain: str = "auto",
-    memory: str = "fast",
-    engine: str = "auto",
-) -> nn.Module:
-    """Swap fused chains of convolution, batch norm, ReLU and residual add into a model, in place.
-
-    Parameters and buffers stay the same objects under the same names; so do the modules, which get a subclass of their
-    own class.  Fuse before wrapping: ``fuse`` → DDP or FSDP → ``torch.compile``; ``convert_sync_batchnorm`` may come
-    before ``fuse`` or after it.
-
-    For a model on the CPU, glibc is asked to keep freed memory: :func:`fused_resnet.host_memory.keep_freed_memory`.
-
-    Parameters
-    ----------
-    model
-        Any module: torchvision's, timm's, Hugging Face's or hand-written networks.
-    strict
-        Raise where nothing can be fused; the default warns.
-    chain
-        What one autograd node spans: ``"block"``, or ``"stage"`` for all blocks in a row that nothing else looks into,
-        such as torchvision's ``layer1``: then a block's backward ends in what the block in front begins with, which
-        saves passes over the widest tensors; gradients are ready stage by stage.  ``"auto"`` is the block.
-    memory
-        ``"fast"``, or ``"lean"`` to keep less for backward where that costs time: the raw outputs of the 1×1
-        convolutions at a block's end, wherever their gradients can be had without.
-    engine
-        ``"auto"``, or the name of one engine, which then must be able to serve (see ``fused-resnet doctor``).
-
-    Returns
-    -------
-    The same model.
-
-    Raises
-    ------
-    TypeError
-        Where the model is wrapped already, or is no module.
-    ValueError
-        Where an option is unknown, or with ``strict`` where nothing can be fused.
-    fused_resnet.engines.EngineError
-        Where the engine asked for by name cannot serve the model's device.
-
-    Examples
-    --------
-    >>> model = fused_resnet.fuse(torchvision.models.resnet50())
-    >>> print(fused_resnet.explain(model))
-    """
-    _check_model(model)
-    if chain not in ("auto", "block", "stage"):
-        raise ValueError(f"chain must be 'auto', 'block' or 'stage' (what one autograd node spans), got {chain!r}")
-    if memory not in ("fast", "lean"):
-        raise ValueError(f"memory must be 'fast' or 'lean' (keeps less for backward), got {memory!r}")
-    engines.check_name(engine)
-    for device, dtype in {(p.device.type, p.dtype) for p in model.parameters() if p.is_floating_point()}:
-        ops.self_check(device)
-        engines.choose(engine, device, dtype)
-        if device == "cpu":
-            keep_freed_memory()
-    unfuse(model)
-    fused = False
-    found = list(_survey(model, Finder((engine, memory))))
-    if chain == "stage":  # whose blocks stay fused by themselves, for where the stage cannot serve
-        finder = Finder((engine, memory), stages=True)
-        found += [place for place in _survey(model, finder) if _spans_blocks(place[2])]
-    for _, module, plans in found:
-        if not isinstance(plans, str):
-            module.__class__ = fused_class(type(module))  # type: ignore[arg-type]
-            vars(module)["_fused"] = Fusion(plans)
-            fused = fused or module.training in plans
-    if not fused:
-        message = f"fused_resnet: nothing to fuse in {type(model).__name__}.\n{_report(model, found)}"
-        if strict:
-            raise ValueError(message)
-        warnings.warn(message, NothingToFuse, stacklevel=2)
-    return model
-
-
-def unfuse(model: nn.Module) -> nn.Module:
-    """Give every fused module its own class back, in place; parameters and buffers are not touched."""
-    for module in model.modules():
-        if isinstance(module, FusedModule):
-            module.__class__ = stock_class(type(module))
-            vars(module).pop("_fused", None)
-    return model
+from fused_resnet import engines
+from fused_resnet.blocks.fusion import fusion_of
+from fused_resnet.blocks.layers import child
+from fused_resnet.blocks.plan import FUNCTION, BlockPaths, ChainPaths, UnitPaths
+from fused_resnet.blocks.prepare import PreparedChain, prepare
+from fused_resnet.blocks.refusals import NO_PLAN, why_not_pool
+from fused_resnet.chain.forward import keeps_y
+from fused_resnet.chain.spec import Padded, make_chain, split_parameters
+from fused_resnet.surgery.finder import Finder, Place, places
+from fused_resnet.surgery.rules import is_norm, why_no_match
+from fused_resnet.surgery.steps import Steps, trace
 
 
 class Row(NamedTuple):
@@ -215,10 +104,10 @@ def explain(model: nn.Module, input_shape: Sequence[int] | None = None, *, dtype
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
     steps = {} if input_shape is None else trace(model, input_shape, dtype)
-    return _report(model, _survey(model, Finder(("auto", "fast"))), steps, dtype)
+    return report_on(model, places(model, Finder(("auto", "fast"))), steps, dtype)
 
 
-def _report(
+def report_on(
     model: nn.Module,
     places: Iterable[Place],
     steps: Mapping[tuple[str, int], Steps] = MappingProxyType({}),
@@ -355,42 +244,3 @@ def _describe_block(paths: BlockPaths) -> str:
     if paths.pool is not None:
         words.append(".".join(paths.pool))
     return " ".join(words)
-
-
-def _check_model(model: Any) -> None:
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
-    if isinstance(model, torch.jit.ScriptModule):
-        raise TypeError("model must be a plain module, got a torch.jit.ScriptModule; fuse the model it was made from")
-    for cls in type(model).__mro__:
-        if cls.__name__ in WRAPPERS and cls.__module__.startswith("torch."):
-            raise TypeError(
-                f"model is wrapped in {cls.__name__} already; fuse first, then wrap: "
-                "model = fused_resnet.fuse(model), then DDP or FSDP, then torch.compile"
-            )
-
-
-def _survey(model: nn.Module, finder: Finder) -> Iterator[Place]:
-    """Yield, top down, (name, module, plans or why not) for every module that has chains, or norms and no chains.
-
-    What is inside a chain is left out, unless it is a stage that cannot serve as it is now.
-    """
-    in_chains: set[str] = set()
-    for name, module in model.named_modules():
-        prefix = f"{name}." if name else ""
-        inside = name in in_chains or (name and any(path.startswith(prefix) for path in in_chains))
-        if inside or is_primitive(module) or not any(True for _ in module.children()):
-            continue
-        fusion = fusion_of(module)
-        plans = finder.plans(module) if fusion is None else fusion.plans
-        if not isinstance(plans, str):
-            yield name, module, plans
-            if not (_spans_blocks(plans) and any(isinstance(prepare(module, plan), str) for plan in plans.values())):
-                in_chains |= {prefix + ".".join(path) for plan in plans.values() for path in plan.modules}
-        elif any(is_norm(inner) for inner in module.children()):
-            yield name, module, plans
-
-
-def _spans_blocks(plans: dict[bool, Plan] | str) -> bool:
-    """Whether any chain has more than one block."""
-    return not isinstance(plans, str) and any(len(chain) > 1 for plan in plans.values() for chain in plan.chains)

@@ -17,8 +17,8 @@ from typing import Any
 
 import torch
 
-from fused_resnet.atomic import replacing
-from fused_resnet.environment import cpu_model
+from fused_resnet.system.atomic import replacing
+from fused_resnet.system.environment import cpu_model
 
 FORMAT = 1
 

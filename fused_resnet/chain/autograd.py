@@ -1,6 +1,6 @@
 """A chain as one autograd node: an ``autograd.Function`` in eager mode, dispatcher operations in a traced program.
 
-Both run the bodies in :mod:`fused_resnet.chain`.  The Function costs a third of the operation's host time; the
+Both run the bodies in :mod:`fused_resnet.chain.schedule`.  The Function costs a third of the operation's host time; the
 operations are opaque to ``torch.compile`` and ``torch.export``, which must not trace into the Function (a Function
 whose forward ends in a no-op ``.to`` or ``.contiguous`` has been seen to get all-zero gradients there).
 """
@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from fused_resnet import chain_stock, ops
-from fused_resnet.chain import backward, forward
-from fused_resnet.chain_spec import (
+from fused_resnet import ops
+from fused_resnet.chain import stock
+from fused_resnet.chain.schedule import backward, forward
+from fused_resnet.chain.spec import (
     Chain,
     make_chain,
     parse_chain,
@@ -45,9 +46,9 @@ def run_chain(
     Parameters
     ----------
     signature
-        The chain, as :func:`fused_resnet.chain_spec.make_chain` takes it.
+        The chain, as :func:`fused_resnet.chain.spec.make_chain` takes it.
     x, shortcut, parameters, running
-        As in :func:`fused_resnet.chain.forward`.
+        As in :func:`fused_resnet.chain.schedule.forward`.
 
     Returns
     -------
@@ -155,7 +156,7 @@ def _differentiable_backward(
     x, *parameters = [t.view_as(t) for t in (x, *parameters)]
     shortcut = None if shortcut is None else shortcut.view_as(shortcut)
     with _without_autocast(x):
-        z = chain_stock.forward(chain, x, shortcut, parameters, running)
+        z = stock.forward(chain, x, shortcut, parameters, running)
         wanted = list(itertools.compress((x, shortcut, *parameters), needs_grad))
         gradients = iter(torch.autograd.grad(z, wanted, grad, create_graph=True))
     return tuple(next(gradients) if needed else None for needed in needs_grad)

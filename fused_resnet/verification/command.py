@@ -6,10 +6,10 @@ import sys
 import torch
 
 from fused_resnet import models
-from fused_resnet.accuracy import FACTOR, ULPS
 from fused_resnet.engines import EngineError
-from fused_resnet.explain_command import AUTOCAST, add_fused_model, fuse_quietly
+from fused_resnet.surgery.command import AUTOCAST, add_fused_model, fuse_quietly
 from fused_resnet.verification import verify
+from fused_resnet.verification.accuracy import FACTOR, ULPS
 
 DESCRIPTION = f"""\
 Fuse a model and run one step, forward and backward, from the same weights and random images: stock, fused, and stock in

@@ -1,4 +1,4 @@
-"""What a chain computes, in stock differentiable torch: the mirror of :mod:`fused_resnet.chain` without its schedule.
+"""What a chain computes, in stock differentiable torch: :mod:`fused_resnet.chain.schedule` without its schedule.
 
 For the gradient of a gradient, which autograd makes of this as of any stock network.  It rounds where the kernels
 round: a convolution reads and writes the dtype of the activations, and from there to the next activation everything is
@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fused_resnet.chain_spec import Block, Chain, Padded, Parameters, Unit, split_parameters
+from fused_resnet.chain.spec import Block, Chain, Padded, Parameters, Unit, split_parameters
 from fused_resnet.ops.library import accumulation_dtype
 
 # the running mean and variance of a unit that does not normalise by its batch; empty for the others
@@ -26,7 +26,7 @@ def forward(
     Parameters
     ----------
     x, shortcut, parameters, running
-        As in :func:`fused_resnet.chain.forward`; none of them is written.
+        As in :func:`fused_resnet.chain.schedule.forward`; none of them is written.
     """
     stats = iter(running)
     frozen = [() if unit.batch_stats else (next(stats), next(stats)) for unit in chain.units]

@@ -1,197 +1,29 @@
-"""Find the chains in a module by the dataflow of its forward.
+"""The fusion rules: which nodes of a forward's graph are a chain.
 
-The forward is traced with ``torch.fx``.  A chain is conv → batch norm → ReLU with single consumers, repeated, and
-perhaps an add with a shortcut, a last ReLU, or a max pool.  No class is known by name: torchvision's blocks, timm's,
-Hugging Face's and one's own are found alike.
+A chain is conv → batch norm → ReLU with single consumers, repeated, and perhaps an add with a shortcut, a last ReLU, or
+a max pool.  No class is known by name: torchvision's blocks, timm's, Hugging Face's and one's own are found alike.
 """
 
-import contextlib
 import operator
-import re
 from collections import Counter
-from collections.abc import Hashable, Iterator, Sequence
-from types import ModuleType
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
-from fused_resnet.blocks import (
-    BATCH_NORMS,
-    FUNCTION,
-    BlockPaths,
-    ChainPaths,
-    Container,
-    Path,
-    Plan,
-    UnitPaths,
-    child,
-    fusion_of,
-    is_frozen_norm,
-    prepare,
-    why_not_as_traced,
-    why_not_pool,
-)
-from fused_resnet.chain_spec import IDENTITY, NOT_PADDED, Padded, Pair
-from fused_resnet.tracing import is_primitive, trace
-from fused_resnet.values import IN_PLACE, target_name
+from fused_resnet.blocks.activations import RELU, RELU_FUNCTIONS
+from fused_resnet.blocks.layers import BATCH_NORMS, child, is_frozen_norm
+from fused_resnet.blocks.plan import FUNCTION, BlockPaths, ChainPaths, Path, UnitPaths
+from fused_resnet.blocks.refusals import why_not_pool
+from fused_resnet.chain.spec import IDENTITY, NOT_PADDED, Padded, Pair
+from fused_resnet.tracing.trace import is_primitive
+from fused_resnet.tracing.values import IN_PLACE, target_name
 
-RELU_FUNCTIONS = (F.relu, F.relu_, torch.relu, torch.relu_, "relu", "relu_")
 ADD_FUNCTIONS = ("add", "add_", "iadd")
 # modules that a chain can hold; a forward that reaches any other is never one chain as a whole
-CHAIN_MODULES = (nn.Conv2d, nn.ReLU, nn.MaxPool2d, nn.Identity)
+CHAIN_MODULES = (nn.Conv2d, RELU, nn.MaxPool2d, nn.Identity)
 NORMS = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm, nn.modules.instancenorm._InstanceNorm)
-
-
-class _Found(NamedTuple):
-    """What a trace of a forward found.
-
-    Attributes
-    ----------
-    containers
-        What steered it.
-    plan
-        How the forward can run, or why it has no chain.
-    traced
-        Whether there is a graph.
-    may_be_part
-        Whether all in it but the children that are leaves may be in one chain.
-    """
-
-    containers: tuple[Container, ...]
-    plan: Plan | str
-    traced: bool = True
-    may_be_part: bool = False
-
-
-class Finder:
-    """Finds how the forwards of a model's modules can run with chains in them.
-
-    What was found for a module holds for every other that a trace could not tell from it: it has the same classes in
-    it, and is equal in all that was read.
-
-    Parameters
-    ----------
-    options
-        Engine and memory of the chains.
-    stages
-        Let a chain go on behind the add at a block's end.
-    """
-
-    def __init__(self, options: tuple[str, str], stages: bool = False):
-        self.options = options
-        self.stages = stages
-        self._known: dict[Hashable, list[_Found]] = {}
-        self._parts: dict[tuple[nn.Module, bool], bool] = {}
-
-    def plans(self, module: nn.Module) -> dict[bool, Plan] | str:
-        """Return a module's plans for training and eval, or why it has none."""
-        if "forward" in vars(module):
-            return "it has a forward of its own"
-        if type(module).forward is nn.Module.forward:
-            return "it has no forward"
-        containers = [m for m in module.modules() if not is_primitive(m)]
-        shape = _shape(module)
-        found: dict[bool, Plan | str] = {}
-        for training in (True, False):
-            with _in_mode(containers, training):
-                found[training] = self._plan(module, shape, training)
-        plans = {training: plan for training, plan in found.items() if isinstance(plan, Plan)}
-        return plans or str(found[True])
-
-    def _plan(self, module: nn.Module, shape: Hashable, training: bool) -> Plan | str:
-        reason = ""
-        for deep in (True, False):
-            try:
-                if deep and (all(map(is_primitive, module.children())) or not self._may_be_part(module, training)):
-                    continue
-                plan = self._find(module, shape, deep).plan
-                if isinstance(plan, Plan):
-                    prepared = prepare(module, plan)
-                    if not isinstance(prepared, str):
-                        return plan
-                    plan = prepared
-            except Exception as error:  # nothing that a module holds ends fuse
-                plan = _untraceable(str(error).strip() or type(error).__name__)
-            reason = plan or reason
-        return reason
-
-    def _may_be_part(self, module: nn.Module, training: bool) -> bool:
-        """Whether a forward that runs a module may be one chain as a whole."""
-        if is_primitive(module):
-            return type(module) in CHAIN_MODULES or is_norm(module)
-        if fusion_of(module) is not None:
-            return False
-        if (module, training) not in self._parts:
-            part = all(self._may_be_part(child, training) for child in module.children())
-            if part and type(module).forward is not nn.Module.forward:
-                shape = _shape(module)
-                found = self._find(module, shape, deep=False)
-                part = (found if found.traced else self._find(module, shape, deep=True)).may_be_part
-            self._parts[module, training] = part
-        return self._parts[module, training]
-
-    def _find(self, module: nn.Module, shape: Hashable, deep: bool) -> _Found:
-        known = self._known.setdefault((shape, deep), [])
-        for found in known:
-            if not any(why_not_as_traced(module, container) for container in found.containers):
-                return found
-        known.append(self._trace(module, deep))
-        return known[-1]
-
-    def _trace(self, module: nn.Module, deep: bool) -> _Found:
-        """Find the chains of a forward; the reason is empty where a deep trace shows what the children's own will."""
-        graph, refused, containers, read_globals = trace(module, deep)
-        if graph is None:
-            return _Found(containers, _untraceable(refused), traced=False)
-        identities = _drop_identities(module, graph)
-        matcher = _Matcher(module, graph)
-        may_be_part = matcher.knows_all()
-        matches = matcher.matches()
-        if self.stages:
-            matches = _joined(matches)
-        of_children = {path[0] for match in matches for block in match.paths for path in block.modules}
-        if deep and (not _is_whole(graph, matches) or len(of_children) == 1):
-            return _Found(containers, "", may_be_part=may_be_part)
-        if not matches:
-            return _Found(containers, why_no_match(module), may_be_part=may_be_part)
-        paths = tuple(match.paths for match in matches)
-        source = _write_forward(graph, matches)
-        plan = Plan(paths, containers, identities, source, self.options, read_globals)
-        return _Found(containers, plan, may_be_part=may_be_part)
-
-
-def _untraceable(reason: str) -> str:
-    return f"its forward cannot be traced: {reason.splitlines()[0]}"
-
-
-@contextlib.contextmanager
-def _in_mode(modules: Sequence[nn.Module], training: bool) -> Iterator[None]:
-    """Put modules into training or eval for a while, one by one."""
-    modes = [m.training for m in modules]
-    for m in modules:
-        m.training = training
-    try:
-        yield
-    finally:
-        for m, mode in zip(modules, modes, strict=True):
-            m.training = mode
-
-
-def _shape(module: nn.Module) -> Hashable:
-    """Return what tracing and matching know of a module without a read: what is where in it, and what is twice."""
-    places: dict[nn.Module, int] = {}
-
-    def look(m: nn.Module | None) -> Hashable:
-        if m is None or m in places:
-            return m and places[m]
-        places[m] = len(places)
-        if is_primitive(m):
-            return type(m), bool(getattr(m, "inplace", False)), type(m) is nn.MaxPool2d and why_not_pool(m, ())
-        return type(m), tuple((name, look(inner)) for name, inner in m._modules.items())
-
-    return look(module)
 
 
 def is_norm(module: nn.Module | None) -> bool:
@@ -225,7 +57,9 @@ class _Unit(NamedTuple):
         return self.act or self.norm
 
 
-class _Match(NamedTuple):
+class Match(NamedTuple):
+    """A chain in a graph: where its modules are, what it reads, its nodes, and the last of them."""
+
     paths: ChainPaths
     x: fx.Node
     shortcut: fx.Node | None  # where it is not x
@@ -233,7 +67,7 @@ class _Match(NamedTuple):
     end: fx.Node
 
 
-class _Matcher:
+class Matcher:
     """Finds the chains in the graph of one forward."""
 
     def __init__(self, root: nn.Module, graph: fx.Graph):
@@ -244,7 +78,7 @@ class _Matcher:
         self.shared = {target for target, count in calls.items() if count > 1}
         self.adds: set[fx.Node] = set()  # that a chain ends in; the other branch's does not
 
-    def matches(self) -> list[_Match]:
+    def matches(self) -> list[Match]:
         """Return the chains in the order in which they end; no node is in two."""
         rows: dict[fx.Node, list[_Unit]] = {}  # by their last node
         taken: set[fx.Node] = set()
@@ -288,7 +122,7 @@ class _Matcher:
         act = self._consumer(norm)
         return _Unit(conv, norm, act if act is not None and self._is_relu(act) else None)
 
-    def _match(self, row: list[_Unit], rows: dict[fx.Node, list[_Unit]]) -> _Match | None:
+    def _match(self, row: list[_Unit], rows: dict[fx.Node, list[_Unit]]) -> Match | None:
         """Make a chain of a row and of what it ends in: an add and its ReLU, a max pool, or nothing."""
         units = [self._unit_paths(unit) for unit in row]
         nodes = [node for unit in row for node in unit.nodes]
@@ -327,7 +161,7 @@ class _Matcher:
             return None
         in_place = shortcut_paths is not None and _changes_in_place(self.root, consumer or end)
         paths = BlockPaths(tuple(units), shortcut_paths, None if pool is None else _path(pool), in_place)
-        return _Match((paths,), x, None if shortcut is x else shortcut, nodes, end)
+        return Match((paths,), x, None if shortcut is x else shortcut, nodes, end)
 
     def _padded(self, end: fx.Node) -> tuple[fx.Node, Padded | str, list[fx.Node]]:
         """Return what a shortcut without parameters starts from, its kind, and the nodes that stride and pad it."""
@@ -371,7 +205,7 @@ class _Matcher:
 
     def _is_relu(self, node: fx.Node) -> bool:
         function = node.op in ("call_function", "call_method") and node.target in RELU_FUNCTIONS
-        return function or self._calls(node, nn.ReLU)
+        return function or self._calls(node, RELU)
 
     def _added(self, node: fx.Node, main: fx.Node) -> fx.Node | None:
         """Return what a node adds to ``main``, or None where it does not add two different tensors."""
@@ -394,20 +228,20 @@ class _Matcher:
         )
 
 
-def _joined(matches: list[_Match]) -> list[_Match]:
+def joined(matches: list[Match]) -> list[Match]:
     """Join every chain to the one that it follows."""
-    joined: list[_Match] = []
+    joined: list[Match] = []
     for match in matches:
         front = joined[-1] if joined else None
         if front is not None and _follows(match, front):
             paths, nodes = front.paths + match.paths, front.nodes + match.nodes
-            joined[-1] = _Match(paths, front.x, front.shortcut, nodes, match.end)
+            joined[-1] = Match(paths, front.x, front.shortcut, nodes, match.end)
         else:
             joined.append(match)
     return joined
 
 
-def _follows(match: _Match, front: _Match) -> bool:
+def _follows(match: Match, front: Match) -> bool:
     """Whether a chain begins with the sum that another ends in, and nothing else reads that."""
     begins = match.x is front.end and match.shortcut is None and front.paths[-1].shortcut is not None
     return begins and all(user in match.nodes for user in front.end.users)
@@ -459,7 +293,7 @@ def _changes_in_place(root: nn.Module, node: fx.Node) -> bool:
     return name.endswith("_") or node.target in IN_PLACE or bool(node.kwargs.get("inplace"))
 
 
-def _drop_identities(root: nn.Module, graph: fx.Graph) -> tuple[Path, ...]:
+def drop_identities(root: nn.Module, graph: fx.Graph) -> tuple[Path, ...]:
     """Take the nn.Identity out of a graph that a chain may run through; return their paths."""
     dropped = []
     for node in list(graph.nodes):
@@ -474,7 +308,7 @@ def _drop_identities(root: nn.Module, graph: fx.Graph) -> tuple[Path, ...]:
     return tuple(dropped)
 
 
-def _is_whole(graph: fx.Graph, chains: list[_Match]) -> bool:
+def is_whole(graph: fx.Graph, chains: list[Match]) -> bool:
     """Whether a graph is one chain and nothing else."""
     if len(chains) != 1:
         return False
@@ -484,31 +318,3 @@ def _is_whole(graph: fx.Graph, chains: list[_Match]) -> bool:
         node in nodes or node.op == "placeholder" or (node.op == "output" and node.args[0] is match.end)
         for node in graph.nodes
     )
-
-
-def _write_forward(graph: fx.Graph, chains: list[_Match]) -> str:
-    """Replace every chain in a graph by ``chains.run(i, x, shortcut)`` and write the graph as Python source."""
-    x = next(node for node in graph.nodes if node.op == "placeholder")
-    with graph.inserting_before(x):
-        runner = graph.placeholder("chains")
-    replaced: dict[fx.Node, fx.Node] = {}
-    for i, match in enumerate(chains):
-        shortcut = match.shortcut and replaced.get(match.shortcut, match.shortcut)
-        with graph.inserting_after(match.end):
-            run = graph.call_method("run", (runner, i, replaced.get(match.x, match.x), shortcut))
-        match.end.replace_all_uses_with(run)
-        replaced[match.end] = run
-        for node in reversed([node for node in graph.nodes if node in match.nodes]):
-            graph.erase_node(node)
-    code = graph.python_code("self")
-    used = {name: value for name, value in code.globals.items() if re.search(rf"\b{name}\b", code.src)}
-    return "\n".join([*(_define(name, value) for name, value in used.items()), code.src.strip(), ""])
-
-
-def _define(name: str, value: Any) -> str:
-    """Return the line of source that gives a traced forward one of its globals."""
-    if isinstance(value, ModuleType):
-        return f"import {value.__name__} as {name}"
-    if isinstance(value, float):  # inf, nan
-        return f"{name} = float('{value}')"
-    return f"from {value.__module__} import {value.__qualname__} as {name}"

@@ -2,9 +2,9 @@
 
 A chain is one autograd node: one block of a network, or a whole stage.  Between its units only the raw convolution
 outputs ``y`` and per-channel vectors are kept for backward; the normalised activations ``z`` in between are temporary
-and rebuilt when a weight gradient needs them.  :mod:`fused_resnet.block_forward` and :mod:`fused_resnet.block_backward`
+and rebuilt when a weight gradient needs them.  :mod:`fused_resnet.chain.forward` and :mod:`fused_resnet.chain.backward`
 are written as mirror images.  All are plain functions of tensors, made an autograd node for eager mode and for the
-dispatcher in :mod:`fused_resnet.chain_ops`.
+dispatcher in :mod:`fused_resnet.chain.autograd`.
 
 ====================  =======================================================================
 forward               backward
@@ -26,9 +26,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fused_resnet.block_backward import BlockBackward, Gradient
-from fused_resnet.block_forward import BlockForward
-from fused_resnet.chain_spec import Chain, Parameters, split_kept, split_parameters, wants_input
+from fused_resnet.chain.backward import BlockBackward, Gradient
+from fused_resnet.chain.forward import BlockForward
+from fused_resnet.chain.spec import Chain, Parameters, split_kept, split_parameters, wants_input
 
 
 def forward(
@@ -61,7 +61,7 @@ def forward(
     moments
         Every unit's mean, variance and unbiased variance [3, C].
     kept
-        What else backward needs, see :class:`fused_resnet.chain_spec.Kept`.
+        What else backward needs, see :class:`fused_resnet.chain.spec.Kept`.
     """
     by_unit = split_parameters(chain, parameters)
     stats = iter(running)

@@ -1,94 +1,25 @@
-"""Hold a fused model against stock PyTorch and float64, on the user's own network and inputs."""
+"""Run a model stock, fused and in float64, on the user's own network and inputs."""
 
 import copy
 import dataclasses
-import math
 import warnings
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from fused_resnet import generators
-from fused_resnet.accuracy import FACTOR, ULPS, Errors, allowed_error, gradient_for, measure
 from fused_resnet.surgery import NothingToFuse, explain, fuse, unfuse
+from fused_resnet.system import generators
+from fused_resnet.verification.accuracy import gradient_for
+from fused_resnet.verification.report import Row, Verification, failed, row_of, said, with_noise
 
 # Draws of a network's own noise at most, of which the worst counts.  Where activations are few, few ReLUs flip: with
 # one draw, 1 of 8 ResNet-18s (bfloat16, 4 images of 32×32, evaluation) were called inaccurate, with 4 none; ShuffleNets
 # (float32, 4 images of 32×32), in which 1 step in 10 has a ReLU that flips, want more.
 DRAWS = 16
 NOTHING_TO_COMPARE = "there is nothing to compare with"
-# rows that a report shows although nothing is wrong with them
-WORST = 5
-# Where an output of stock's is farther from float64 than this, of its own size, the two computed different things:
-# random numbers that depend on the dtype, or a precision in which nothing is left of the result.
-UNRELATED = 0.1
-
-
-class Row(NamedTuple):
-    """One line of a report.
-
-    Errors are relative to the exact result's root mean square (absolute where that is 0), None where nothing has one.
-    ``noise`` is stock's with inputs one rounding away, measured where the rule is broken.
-    """
-
-    name: str
-    ok: bool
-    note: str = ""
-    fused: float | None = None
-    stock: float | None = None
-    allowed: float | None = None
-    noise: float | None = None
-
-    def __str__(self) -> str:
-        numbers = (self.fused, self.stock, self.allowed, self.noise)
-        columns = "".join(f"{'' if number is None else f'{number:.2e}':>10}" for number in numbers)
-        return f"{columns}  {'' if self.ok else 'BROKEN '}{self.note}".rstrip()
-
-
-@dataclass(frozen=True)
-class Verification:
-    """What :func:`verify` found; prints as a table of the worst rows and of all broken ones.
-
-    Parameters
-    ----------
-    rows
-        Every output, every gradient of an input or parameter, every buffer, and the types of the outputs.
-    chains
-        How many chains were fused: with 0 of them, stock was compared with stock.
-    """
-
-    rows: tuple[Row, ...]
-    chains: int
-
-    @property
-    def ok(self) -> bool:
-        """Whether no row breaks the rule."""
-        return all(row.ok for row in self.rows)
-
-    def __str__(self) -> str:
-        compared = [row for row in self.rows if row.fused is not None and row.allowed is not None]
-        worst = sorted(compared, key=lambda row: (row.fused or 0.0) / (row.allowed or math.inf), reverse=True)[:WORST]
-        return self._table([row for row in self.rows if row.note or not row.ok or row in worst])
-
-    def table(self) -> str:
-        """Return the table of all rows."""
-        return self._table(list(self.rows))
-
-    def _table(self, rows: list[Row]) -> str:
-        chains = f"{self.chains} chains" if self.chains else "nothing is fused"
-        rule = f"within {FACTOR} × stock's error + {ULPS} units in the last place"
-        broken = sum(not row.ok for row in self.rows)
-        by_noise = sum(row.ok and row.noise is not None for row in self.rows)
-        count = f"{len(self.rows)} results" if self.ok else f"{broken} of {len(self.rows)} results not"
-        head = f"{'ok' if self.ok else 'NOT ok'}: {chains}, {count} {rule}"
-        head += f", {by_noise} {'of them' if self.ok else 'others'} by the network's own noise" if by_noise else ""
-        width = max((len(row.name) for row in rows), default=0)
-        names = "".join(f"{name:>10}" for name in ("fused", "stock", "allowed", "own noise"))
-        return "\n".join([head, f"  {'':<{width}}{names}", *(f"  {row.name:<{width}}{row}".rstrip() for row in rows)])
 
 
 def verify(model: nn.Module, *inputs: Any, dtype: torch.dtype | None = None, **keywords: Any) -> Verification:
@@ -141,13 +72,13 @@ def verify(model: nn.Module, *inputs: Any, dtype: torch.dtype | None = None, **k
         try:
             stock, exact, fused = (copy.deepcopy(model) for _ in range(3))
         except Exception as error:
-            return _failed(0, f"the model cannot be deep-copied: {_said(error)}")
+            return failed(0, f"the model cannot be deep-copied: {said(error)}")
         try:
             chains = len(explain(fused).fused) or len(explain(fuse(fused)).fused)
         except TypeError:
             raise
         except Exception as error:
-            return _failed(0, f"fuse raises {_said(error)}")
+            return failed(0, f"fuse raises {said(error)}")
     call = (inputs, keywords)
     counts = {name: t.clone() for name, t in stock.named_buffers() if name.rpartition(".")[2] == "num_batches_tracked"}
     by_stock = _run(unfuse(stock), call, dtype)
@@ -156,7 +87,7 @@ def verify(model: nn.Module, *inputs: Any, dtype: torch.dtype | None = None, **k
         return _raised(chains, by_fused, by_stock)
     by_exact = _run(unfuse(exact), call, None, exact=True)
     if isinstance(by_exact, Exception):
-        return _failed(chains, f"{NOTHING_TO_COMPARE}: in float64 stock raises {_said(by_exact)}")
+        return failed(chains, f"{NOTHING_TO_COMPARE}: in float64 stock raises {said(by_exact)}")
     once = _counted_once(counts, by_fused, by_stock)
     by_stock, by_exact = _as_counted(by_stock, once), _as_counted(by_exact, once)
     rows = [_output_types(by_fused, by_stock), *_rows(by_fused, by_stock, by_exact, once)]
@@ -166,7 +97,7 @@ def verify(model: nn.Module, *inputs: Any, dtype: torch.dtype | None = None, **k
         moved = _run(unfuse(copy.deepcopy(model)), call, dtype, moved=seed)
         if not isinstance(moved, Exception):
             noise = {row.name: row.fused for row in _rows(_as_counted(moved, once), by_stock, by_exact, once)}
-            rows = [_with_noise(row, noise.get(row.name)) for row in rows]
+            rows = [with_noise(row, noise.get(row.name)) for row in rows]
     return Verification(tuple(rows), chains)
 
 
@@ -288,53 +219,15 @@ def _as_counted(run: _Run, once: set[str]) -> _Run:
 
 def _rows(fused: _Run, stock: _Run, exact: _Run, once: set[str]) -> Iterator[Row]:
     for name in stock.tensors | fused.tensors:
-        row = _row(name, *(run.tensors.get(name) for run in (fused, stock, exact)))
+        row = row_of(name, *(run.tensors.get(name) for run in (fused, stock, exact)))
         if name in stock.after_forward and name.rpartition(".")[0] in once:
             row = row._replace(note="; ".join(filter(None, ("stock counted the recomputation, too", row.note))))
         yield row
 
 
-def _row(name: str, fused: Tensor | None, stock: Tensor | None, exact: Tensor | None) -> Row:
-    """Hold one tensor against the rule."""
-    if (fused is None) != (stock is None):
-        what = "gradient" if name.endswith(".grad") else "such tensor"
-        note = f"stock has no {what}, fused has" if stock is None else f"fused has no {what}, stock has"
-        return Row(name, False, note)
-    try:
-        errors = measure(fused, stock, exact)
-    except Exception as error:  # a kind of tensor that torch cannot subtract
-        errors = f"cannot be compared: {_said(error)}"
-    if not isinstance(errors, Errors):
-        return Row(name, errors is None, errors or "")
-    scale = errors.exact or 1.0
-    allowed = allowed_error(errors.stock, errors.ulp)
-    ok = errors.fused <= allowed
-    note = "" if ok else "less accurate than stock"
-    if ok and name.startswith("output") and not errors.stock <= UNRELATED * scale:
-        note = "stock itself is far from float64 (other random numbers?): this says little"
-    return Row(name, ok, note, errors.fused / scale, errors.stock / scale, allowed / scale)
-
-
-def _with_noise(row: Row, draw: float | None) -> Row:
-    """Hold a row that breaks the rule against one more draw of the network's own noise."""
-    if row.ok or row.fused is None or draw is None:
-        return row
-    noise = max(draw, row.noise or 0.0)
-    ok = row.fused <= FACTOR * noise
-    return row._replace(ok=ok, note="within the network's own noise" if ok else row.note, noise=noise)
-
-
-def _failed(chains: int, note: str, ok: bool = False) -> Verification:
-    return Verification((Row("a step", ok, note),), chains)
-
-
 def _raised(chains: int, fused: _Run | Exception, stock: _Run | Exception) -> Verification:
     """Report a step that did not come to its end: fused must raise what stock raises."""
-    ours, theirs = (_said(run) if isinstance(run, Exception) else "nothing" for run in (fused, stock))
+    ours, theirs = (said(run) if isinstance(run, Exception) else "nothing" for run in (fused, stock))
     ok = type(fused) is type(stock) and ours == theirs
     note = f"stock raises {theirs}, and so does fused" if ok else f"fused raises {ours}; stock raises {theirs}"
-    return _failed(chains, note, ok)
-
-
-def _said(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}"
+    return failed(chains, note, ok)

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-import fused_resnet
+from fused_resnet.version import __version__
 
 # environment variables that change how fast torch is
 VARIABLES = (
@@ -49,7 +49,7 @@ def installed(package: str) -> str | None:
 def environment(device: torch.device) -> dict[str, Any]:
     """Return the versions and the machine that figures depend on."""
     return {
-        "fused_resnet": fused_resnet.__version__,
+        "fused_resnet": __version__,
         "commit": commit(),
         "torch": torch.__version__,
         **{name: installed(name) for name in PACKAGES},
@@ -100,7 +100,7 @@ def commit() -> str | None:
 
     A copy without its history is what ``FUSED_RESNET_COMMIT`` says.
     """
-    root = Path(fused_resnet.__file__).parent.parent
+    root = Path(__file__).parents[2]
     if not (root / ".git").exists():
         return os.environ.get("FUSED_RESNET_COMMIT")
     try:

@@ -1,4 +1,4 @@
-"""One block of a chain, forward; its mirror image is :mod:`fused_resnet.block_backward`."""
+"""One block of a chain, forward; its mirror image is :mod:`fused_resnet.chain.backward`."""
 
 from collections.abc import Sequence
 from types import SimpleNamespace
@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fused_resnet import synchronized
-from fused_resnet.chain_spec import Block, Conv, Padded, Parameters, Unit
+from fused_resnet.chain import synchronized
+from fused_resnet.chain.spec import Block, Conv, Padded, Parameters, Unit
 from fused_resnet.ops.library import accumulation_dtype, dense, dense_like
 from fused_resnet.ops.pointwise_conv import config
 from fused_resnet.ops.pointwise_conv_norm.config import pays
@@ -58,7 +58,7 @@ class BlockForward:
     running
         Running mean and variance of every unit that does not normalise by its batch; empty for the others.
     memory
-        See :class:`fused_resnet.chain_spec.Options`.
+        See :class:`fused_resnet.chain.spec.Options`.
     k
         The kernels, see :func:`fused_resnet.ops.kernels`.
 
@@ -67,7 +67,7 @@ class BlockForward:
     moments
         Every unit's mean, variance and unbiased variance [3, C].
     kept
-        The tensors that :class:`fused_resnet.chain_spec.Saved` names, unit by unit.
+        The tensors that :class:`fused_resnet.chain.spec.Saved` names, unit by unit.
     index
         What the pool keeps, if there is one.
     """
@@ -169,7 +169,7 @@ class BlockForward:
         return moments, affine
 
     def keep(self, i: int, y: Tensor, moments: Tensor, affine: Tensor) -> None:
-        """Keep a unit's part of what :class:`fused_resnet.chain_spec.Saved` names."""
+        """Keep a unit's part of what :class:`fused_resnet.chain.spec.Saved` names."""
         self.moments[i] = moments
         self.kept[i] = [affine] if self.block.all_units[i].conv is None else [y, affine]
         weight = self.weights[i]

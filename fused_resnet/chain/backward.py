@@ -1,4 +1,4 @@
-"""One block of a chain, backward: the mirror image of :mod:`fused_resnet.block_forward`.
+"""One block of a chain, backward: the mirror image of :mod:`fused_resnet.chain.forward`.
 
 What comes in and what goes out is the gradient of an activation (:class:`Gradient`).  Between the blocks of a chain it
 is *masked*: the kernel that makes it applies the mask of the ReLU in front and adds it up for the batch norm in front
@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fused_resnet import synchronized
-from fused_resnet.block_forward import Raw, is_pointwise, makes_sums
-from fused_resnet.chain_spec import IDENTITY, Block, Padded, Parameters, Saved, Unit
+from fused_resnet.chain import synchronized
+from fused_resnet.chain.forward import Raw, is_pointwise, makes_sums
+from fused_resnet.chain.spec import IDENTITY, Block, Padded, Parameters, Saved, Unit
 from fused_resnet.ops.library import dense, dense_like, is_channels_last, rows
 from fused_resnet.ops.pointwise_conv.config import makes_weight_gradient
 
@@ -80,7 +80,7 @@ class BlockBackward:
     masks_x
         Whether ``x`` comes out of a ReLU whose mask the gradient of ``x`` is to have.
     memory
-        See :class:`fused_resnet.chain_spec.Options`.
+        See :class:`fused_resnet.chain.spec.Options`.
     k
         The kernels, see :func:`fused_resnet.ops.kernels`.
 

@@ -6,10 +6,15 @@ from typing import Any, NamedTuple
 
 from torch import fx, nn
 
-from fused_resnet import generators
-from fused_resnet.blocks import Container, Path, Reads, fusion_of, is_frozen_norm, own_class
-from fused_resnet.provable import Unprovable, Watch, contents, kind, refill
-from fused_resnet.values import Value, is_tensor, python_asks, written_text
+from fused_resnet.blocks.fusion import fusion_of
+from fused_resnet.blocks.guards import kind
+from fused_resnet.blocks.layers import is_frozen_norm
+from fused_resnet.blocks.mixin import own_class
+from fused_resnet.blocks.plan import Container, Path, Reads
+from fused_resnet.system import generators
+from fused_resnet.tracing.ledger import Unprovable, contents, refill
+from fused_resnet.tracing.values import Value, is_tensor, python_asks, written_text
+from fused_resnet.tracing.watch import Watch
 
 
 class Traced(NamedTuple):

@@ -1,0 +1,160 @@
+"""What a fused module is: its own class, with a mixin in front whose forward runs chains where it can.
+
+A module is fused by assigning a subclass of its own class to ``__class__`` and leaving a :class:`Plan` in its
+``__dict__``; parameters, buffers, children, hooks and keys stay what they were.  Every call looks at the children
+afresh, and any call that a chain does not serve is ``super().forward(x)``: stock.
+
+Everything in :meth:`FusedModule.forward` is also traced by ``torch.compile``; it is written in what Dynamo can follow.
+"""
+
+import functools
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fused_resnet.blocks.fusion import note_last_call, plan_of, prepare_again
+from fused_resnet.blocks.layers import child
+from fused_resnet.blocks.mixin import FusedModule, stock_class
+from fused_resnet.blocks.plan import ChainPaths, Plan, UnitPaths
+from fused_resnet.blocks.prepare import PreparedChain, prepare
+from fused_resnet.blocks.refusals import NO_PLAN, why_not_input
+from fused_resnet.blocks.running_stats import update_running_stats
+from fused_resnet.chain.autograd import run_chain
+from fused_resnet.chain.spec import Padded, is_projection
+from fused_resnet.chain.synchronized import group_name
+
+
+@functools.cache
+def fused_class(cls: Any) -> Any:
+    """Return the subclass of ``cls`` that a fused module gets; one for each class."""
+
+    @functools.wraps(cls.forward)  # what asks for a forward's signature gets the stock one
+    def forward(self: FusedModule, *args: Any, **kwargs: Any) -> Any:
+        plan = plan_of(self)
+        if plan is None:
+            reason = NO_PLAN
+        elif len(args) != 1 or kwargs:
+            reason = "the last call had other arguments than one tensor"
+        elif not (reason := why_not_input(args[0], self.training)):
+            chains = prepare(self, plan) if torch.compiler.is_compiling() else prepare_again(self, plan)
+            if isinstance(chains, str):
+                reason = chains
+            elif serves_batch(chains, args[0]):
+                note_last_call(self, "")
+                return plan.forward(self, PreparedChains(self, plan, chains), args[0])
+            else:
+                reason = "the last call had an empty batch"
+        note_last_call(self, reason)
+        return super(FusedModule, self).forward(*args, **kwargs)
+
+    def reduce(self: FusedModule, protocol: Any) -> Any:
+        reduced: Any = super(FusedModule, self).__reduce_ex__(protocol)
+        return restore, (stock_class(type(self)),), *reduced[2:]
+
+    # under its own name, by which wrapping policies and checkpoints know a class
+    names = {"__module__": cls.__module__, "__qualname__": cls.__qualname__, "__doc__": cls.__doc__}
+    return type(cls.__name__, (FusedModule, cls), {"forward": forward, "__reduce_ex__": reduce, **names})
+
+
+def restore(cls: type[nn.Module]) -> nn.Module:
+    """Make an empty fused module, for pickle and deepcopy to fill."""
+    fused = fused_class(cls)  # type: ignore[arg-type]
+    module: nn.Module = fused.__new__(fused)
+    return module
+
+
+class PreparedChains:
+    """The chains of one call, as the generated forward sees them; in the place of one that cannot serve, why not."""
+
+    def __init__(self, module: nn.Module, plan: Plan, chains: list[PreparedChain | str]):
+        self.module = module
+        self.plan = plan
+        self.chains = chains
+
+    def run(self, index: int, x: Tensor, shortcut: Tensor | None) -> Tensor:
+        """Run one chain and update the running statistics of its batch norms."""
+        chain = self.chains[index]
+        if isinstance(chain, str) or not self.serves(chain, x):
+            note_last_call(self.module, chain if isinstance(chain, str) else f"the last call gave a chain {x.dtype}")
+            return run_stock(self.module, self.plan.chains[index], x, shortcut)
+        if torch.is_autocast_enabled(x.device.type):
+            dtype = torch.get_autocast_dtype(x.device.type)
+            x = x.to(dtype)
+            if shortcut is not None and is_projection(chain.signature[0][0][1]):  # its convolution reads it
+                shortcut = shortcut.to(dtype)
+        if shortcut is not None and shortcut.dtype != x.dtype:
+            # the sum has another dtype than the chain: the add and its ReLU are stock's
+            ((units, kind, pool),), options = chain.signature
+            *rest, relu = units[-1]
+            without_add = (((*units[:-1], (*rest, False)), None, pool),), options
+            z = self._run(chain._replace(signature=without_add), x, None) + _strided(kind, shortcut)
+            return torch.relu(z) if relu else z
+        z = self._run(chain, x, shortcut)
+        return z if chain.pool is None else child(self.module, chain.pool)(z)
+
+    def serves(self, chain: PreparedChain, x: Tensor) -> bool:
+        """Whether a chain can run on ``x``."""
+        return serves_dtype(chain, x)
+
+    def _run(self, chain: PreparedChain, x: Tensor, shortcut: Tensor | None) -> Tensor:
+        z, moments = run_chain(chain.signature, x, shortcut, chain.parameters, chain.running)
+        update_running_stats(chain, moments)
+        return z
+
+
+def serves_batch(chains: list[PreparedChain | str], x: Tensor) -> bool:
+    """Whether there is a batch, or other processes that wait for this one's part of their statistics."""
+    return x.numel() > 0 or any(
+        type(norm) is nn.SyncBatchNorm and group_name(norm) is not None
+        for chain in chains
+        if not isinstance(chain, str)
+        for norm in chain.norms
+    )
+
+
+def serves_dtype(chain: PreparedChain, x: Tensor) -> bool:
+    """Whether stock convolutions would take ``x``: in the dtype of their weights, or cast by autocast.
+
+    Autocast casts what convolutions read; what a norm or an add reads keeps its dtype.
+    """
+    if torch.is_autocast_enabled(x.device.type):
+        if x.dtype == torch.get_autocast_dtype(x.device.type):
+            return True
+        (units, shortcut, _), *_ = chain.signature[0]
+        if units[0][0] is None or (shortcut is not None and not is_projection(shortcut)):
+            return False
+        return x.dtype in (torch.float32, torch.bfloat16, torch.float16)
+    return x.is_floating_point() and all(p.dtype == x.dtype for p in chain.parameters if p.dim() == 4)
+
+
+def run_stock(module: nn.Module, paths: ChainPaths, x: Tensor, shortcut: Tensor | None) -> Tensor:
+    """Run a chain's own modules, as the forward that was traced does."""
+    for block in paths:
+        source = x if shortcut is None else shortcut
+        shortcut = None
+        for unit in block.units:
+            last = unit is block.units[-1]
+            x = _run_unit(module, unit, x)
+            if last and block.shortcut is not None:
+                if isinstance(block.shortcut, UnitPaths):
+                    added = _run_unit(module, block.shortcut, source)
+                else:
+                    added = _strided(block.shortcut, source)
+                x = x.add_(added) if block.adds_in_place else x + added
+            if unit.act is not None:
+                x = child(module, unit.act)(x) if isinstance(unit.act, tuple) else torch.relu(x)
+        if block.pool is not None:
+            x = child(module, block.pool)(x)
+    return x
+
+
+def _run_unit(module: nn.Module, unit: UnitPaths, x: Tensor) -> Tensor:
+    y = x if unit.conv is None else child(module, unit.conv)(x)
+    z: Tensor = child(module, unit.norm)(y)
+    return z
+
+
+def _strided(kind: Any, shortcut: Tensor) -> Tensor:
+    """Return what a shortcut without parameters adds."""
+    return Padded(*kind).apply(shortcut) if isinstance(kind, tuple) else shortcut

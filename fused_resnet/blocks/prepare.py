@@ -1,0 +1,123 @@
+"""Read the chains of a fused module from its layers, as they are when it is called."""
+
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+
+from fused_resnet.blocks.activations import RELU
+from fused_resnet.blocks.guards import why_not_as_traced, why_not_world
+from fused_resnet.blocks.layers import child, is_frozen_norm, pair
+from fused_resnet.blocks.plan import BlockPaths, ChainPaths, Path, Plan, UnitPaths
+from fused_resnet.blocks.refusals import why_not_conv, why_not_norm, why_not_plain, why_not_pool, why_not_type
+from fused_resnet.chain.spec import Padded
+from fused_resnet.chain.synchronized import group_name
+
+Signature = tuple[Any, ...]
+
+
+class PreparedChain(NamedTuple):
+    """A chain's geometry, parameters and statistics, read from the modules at the start of a call."""
+
+    signature: Signature
+    parameters: list[Tensor]
+    running: list[Tensor]
+    norms: list[Any]  # of every unit; None where it does not normalise by its batch
+    pool: Path | None = None  # that runs behind the chain, where it has become one that the kernels do not know
+
+
+def prepare(module: nn.Module, plan: Plan) -> list[PreparedChain | str] | str:
+    """Read every chain of a plan from the module's children as they are now.
+
+    In the place of a chain that cannot serve is the reason; where none can, or the forward itself is another than the
+    one that was traced, the reason is all.
+    """
+    if reason := why_not_world(plan):
+        return reason
+    for container in plan.containers:
+        if reason := why_not_as_traced(module, container):
+            return reason
+    for path in plan.identities:
+        identity = child(module, path)
+        if reason := why_not_plain(identity, path) or why_not_type(identity, nn.Identity, path):
+            return reason
+    chains = [_prepare_chain(module, paths, plan.options) for paths in plan.chains]
+    serving = [chain for chain in chains if not isinstance(chain, str)]
+    return chains if serving else str(chains[0])
+
+
+def _prepare_chain(module: nn.Module, paths: ChainPaths, options: tuple[str, str]) -> PreparedChain | str:
+    prepared = PreparedChain((), [], [], [])
+    blocks = []
+    for block in paths:
+        signature = _read_block(module, block, prepared)
+        if isinstance(signature, str):
+            return signature
+        blocks.append(signature)
+    pool = paths[-1].pool if blocks[-1][2] is None else None
+    return prepared._replace(signature=(tuple(blocks), options), pool=pool)
+
+
+def _read_block(module: nn.Module, paths: BlockPaths, prepared: PreparedChain) -> Signature | str:
+    """Return a block's signature and add its tensors to a chain's, or say why it cannot serve."""
+    units = []
+    for unit in paths.units:
+        signature = _read_unit(module, unit, prepared)
+        if isinstance(signature, str):
+            return signature
+        units.append(signature)
+    shortcut: Any = paths.shortcut
+    if isinstance(shortcut, UnitPaths):
+        shortcut = _read_unit(module, shortcut, prepared)
+        if isinstance(shortcut, str):
+            return shortcut
+    elif isinstance(shortcut, Padded):
+        shortcut = (shortcut.stride, shortcut.before, shortcut.after)
+    pool_signature = None
+    if paths.pool is not None:
+        pool = child(module, paths.pool)
+        if not (why_not_plain(pool, paths.pool) or why_not_pool(pool, paths.pool)):
+            pool_signature = (pair(pool.kernel_size), pair(pool.stride), pair(pool.padding))
+    return tuple(units), shortcut, pool_signature
+
+
+def _read_unit(module: nn.Module, unit: UnitPaths, prepared: PreparedChain) -> Signature | str:
+    """Return a unit's signature and add its tensors to a chain's, or say why it cannot serve."""
+    conv_signature = None
+    if unit.conv is not None:
+        conv = child(module, unit.conv)
+        if reason := why_not_plain(conv, unit.conv) or why_not_conv(conv, unit.conv):
+            return reason
+        geometry = (pair(conv.stride), pair(conv.padding), pair(conv.dilation))
+        conv_signature = (*geometry, conv.groups, conv.bias is not None)
+        if reason := _read_parameters(conv, unit.conv, prepared):
+            return reason
+    norm = child(module, unit.norm)
+    if reason := why_not_plain(norm, unit.norm) or why_not_norm(norm, unit.norm):
+        return reason
+    if reason := _read_parameters(norm, unit.norm, prepared):
+        return reason
+    batch_stats = not is_frozen_norm(norm) and (norm.training or norm.running_mean is None)
+    prepared.norms.append(norm if batch_stats else None)
+    if not batch_stats:
+        prepared.running.extend([norm.running_mean, norm.running_var])
+    if isinstance(unit.act, tuple):
+        act = child(module, unit.act)
+        if reason := why_not_plain(act, unit.act) or why_not_type(act, RELU, unit.act):
+            return reason
+    affine = (norm.weight is not None, norm.bias is not None)
+    group = group_name(norm) if type(norm) is nn.SyncBatchNorm else None
+    return conv_signature, *affine, batch_stats, group, float(norm.eps).hex(), unit.act is not None
+
+
+def _read_parameters(layer: Any, path: Path, prepared: PreparedChain) -> str | None:
+    """Add a layer's weight and bias to a chain's, or say why they cannot be handed to it."""
+    for parameter in (layer.weight, layer.bias):
+        if parameter is not None:
+            cls = type(parameter)
+            if cls is not nn.Parameter and cls is not Tensor and cls.__torch_function__ is not _NOT_WATCHING:
+                return f"{'.'.join(path)} has a parameter of a subclass that sees torch's calls"
+            prepared.parameters.append(parameter)
+    return None
+
+
+_NOT_WATCHING = nn.Parameter.__torch_function__

@@ -1,0 +1,194 @@
+"""Find how the forwards of a model's modules can run with chains in them."""
+
+import contextlib
+from collections.abc import Hashable, Iterator, Sequence
+from typing import NamedTuple
+
+from torch import nn
+
+from fused_resnet.blocks.fusion import fusion_of
+from fused_resnet.blocks.guards import why_not_as_traced
+from fused_resnet.blocks.plan import Container, Plan
+from fused_resnet.blocks.prepare import prepare
+from fused_resnet.blocks.refusals import why_not_pool
+from fused_resnet.surgery.rewrite import write_forward
+from fused_resnet.surgery.rules import CHAIN_MODULES, Matcher, drop_identities, is_norm, is_whole, joined, why_no_match
+from fused_resnet.tracing.trace import is_primitive, trace
+
+Place = tuple[str, nn.Module, dict[bool, Plan] | str]  # a module's name, and its plans or why it has none
+
+
+class _Found(NamedTuple):
+    """What a trace of a forward found.
+
+    Attributes
+    ----------
+    containers
+        What steered it.
+    plan
+        How the forward can run, or why it has no chain.
+    traced
+        Whether there is a graph.
+    may_be_part
+        Whether all in it but the children that are leaves may be in one chain.
+    """
+
+    containers: tuple[Container, ...]
+    plan: Plan | str
+    traced: bool = True
+    may_be_part: bool = False
+
+
+class Finder:
+    """Finds how the forwards of a model's modules can run with chains in them.
+
+    What was found for a module holds for every other that a trace could not tell from it: it has the same classes in
+    it, and is equal in all that was read.
+
+    Parameters
+    ----------
+    options
+        Engine and memory of the chains.
+    stages
+        Let a chain go on behind the add at a block's end.
+    """
+
+    def __init__(self, options: tuple[str, str], stages: bool = False):
+        self.options = options
+        self.stages = stages
+        self._known: dict[Hashable, list[_Found]] = {}
+        self._parts: dict[tuple[nn.Module, bool], bool] = {}
+
+    def plans(self, module: nn.Module) -> dict[bool, Plan] | str:
+        """Return a module's plans for training and eval, or why it has none."""
+        if "forward" in vars(module):
+            return "it has a forward of its own"
+        if type(module).forward is nn.Module.forward:
+            return "it has no forward"
+        containers = [m for m in module.modules() if not is_primitive(m)]
+        shape = _shape(module)
+        found: dict[bool, Plan | str] = {}
+        for training in (True, False):
+            with _in_mode(containers, training):
+                found[training] = self._plan(module, shape, training)
+        plans = {training: plan for training, plan in found.items() if isinstance(plan, Plan)}
+        return plans or str(found[True])
+
+    def _plan(self, module: nn.Module, shape: Hashable, training: bool) -> Plan | str:
+        reason = ""
+        for deep in (True, False):
+            try:
+                if deep and (all(map(is_primitive, module.children())) or not self._may_be_part(module, training)):
+                    continue
+                plan = self._find(module, shape, deep).plan
+                if isinstance(plan, Plan):
+                    prepared = prepare(module, plan)
+                    if not isinstance(prepared, str):
+                        return plan
+                    plan = prepared
+            except Exception as error:  # nothing that a module holds ends fuse
+                plan = _untraceable(str(error).strip() or type(error).__name__)
+            reason = plan or reason
+        return reason
+
+    def _may_be_part(self, module: nn.Module, training: bool) -> bool:
+        """Whether a forward that runs a module may be one chain as a whole."""
+        if is_primitive(module):
+            return type(module) in CHAIN_MODULES or is_norm(module)
+        if fusion_of(module) is not None:
+            return False
+        if (module, training) not in self._parts:
+            part = all(self._may_be_part(child, training) for child in module.children())
+            if part and type(module).forward is not nn.Module.forward:
+                shape = _shape(module)
+                found = self._find(module, shape, deep=False)
+                part = (found if found.traced else self._find(module, shape, deep=True)).may_be_part
+            self._parts[module, training] = part
+        return self._parts[module, training]
+
+    def _find(self, module: nn.Module, shape: Hashable, deep: bool) -> _Found:
+        known = self._known.setdefault((shape, deep), [])
+        for found in known:
+            if not any(why_not_as_traced(module, container) for container in found.containers):
+                return found
+        known.append(self._trace(module, deep))
+        return known[-1]
+
+    def _trace(self, module: nn.Module, deep: bool) -> _Found:
+        """Find the chains of a forward; the reason is empty where a deep trace shows what the children's own will."""
+        graph, refused, containers, read_globals = trace(module, deep)
+        if graph is None:
+            return _Found(containers, _untraceable(refused), traced=False)
+        identities = drop_identities(module, graph)
+        matcher = Matcher(module, graph)
+        may_be_part = matcher.knows_all()
+        matches = matcher.matches()
+        if self.stages:
+            matches = joined(matches)
+        of_children = {path[0] for match in matches for block in match.paths for path in block.modules}
+        if deep and (not is_whole(graph, matches) or len(of_children) == 1):
+            return _Found(containers, "", may_be_part=may_be_part)
+        if not matches:
+            return _Found(containers, why_no_match(module), may_be_part=may_be_part)
+        paths = tuple(match.paths for match in matches)
+        source = write_forward(graph, matches)
+        plan = Plan(paths, containers, identities, source, self.options, read_globals)
+        return _Found(containers, plan, may_be_part=may_be_part)
+
+
+def _untraceable(reason: str) -> str:
+    return f"its forward cannot be traced: {reason.splitlines()[0]}"
+
+
+@contextlib.contextmanager
+def _in_mode(modules: Sequence[nn.Module], training: bool) -> Iterator[None]:
+    """Put modules into training or eval for a while, one by one."""
+    modes = [m.training for m in modules]
+    for m in modules:
+        m.training = training
+    try:
+        yield
+    finally:
+        for m, mode in zip(modules, modes, strict=True):
+            m.training = mode
+
+
+def _shape(module: nn.Module) -> Hashable:
+    """Return what tracing and matching know of a module without a read: what is where in it, and what is twice."""
+    places: dict[nn.Module, int] = {}
+
+    def look(m: nn.Module | None) -> Hashable:
+        if m is None or m in places:
+            return m and places[m]
+        places[m] = len(places)
+        if is_primitive(m):
+            return type(m), bool(getattr(m, "inplace", False)), type(m) is nn.MaxPool2d and why_not_pool(m, ())
+        return type(m), tuple((name, look(inner)) for name, inner in m._modules.items())
+
+    return look(module)
+
+
+def places(model: nn.Module, finder: Finder) -> Iterator[Place]:
+    """Yield, top down, (name, module, plans or why not) for every module that has chains, or norms and no chains.
+
+    What is inside a chain is left out, unless it is a stage that cannot serve as it is now.
+    """
+    in_chains: set[str] = set()
+    for name, module in model.named_modules():
+        prefix = f"{name}." if name else ""
+        inside = name in in_chains or (name and any(path.startswith(prefix) for path in in_chains))
+        if inside or is_primitive(module) or not any(True for _ in module.children()):
+            continue
+        fusion = fusion_of(module)
+        plans = finder.plans(module) if fusion is None else fusion.plans
+        if not isinstance(plans, str):
+            yield name, module, plans
+            if not (spans_blocks(plans) and any(isinstance(prepare(module, plan), str) for plan in plans.values())):
+                in_chains |= {prefix + ".".join(path) for plan in plans.values() for path in plan.modules}
+        elif any(is_norm(inner) for inner in module.children()):
+            yield name, module, plans
+
+
+def spans_blocks(plans: dict[bool, Plan] | str) -> bool:
+    """Whether any chain has more than one block."""
+    return not isinstance(plans, str) and any(len(chain) > 1 for plan in plans.values() for chain in plan.chains)
