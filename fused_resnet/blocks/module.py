@@ -1,10 +1,10 @@
 """What a fused module is: its own class, with a mixin in front whose forward runs chains where it can.
 
-A module is fused by assigning a subclass of its own class to ``__class__`` and leaving a :class:`Plan` in its
+A module is fused by assigning a subclass of its own class to ``__class__`` and leaving a :class:`Fusion` in its
 ``__dict__``; parameters, buffers, children, hooks and keys stay what they were.  Every call looks at the children
-afresh, and any call that a chain does not serve is ``super().forward(x)``: stock.
+afresh, and any call that no chain serves is ``super().forward(x)``: stock.
 
-Everything in :meth:`FusedModule.forward` is also traced by ``torch.compile``; it is written in what Dynamo can follow.
+All that a fused forward calls is also traced by ``torch.compile``; it is written in what Dynamo can follow.
 """
 
 import functools

@@ -13,7 +13,7 @@ from fused_resnet.chain.spec import Padded
 
 Path = tuple[str, ...]
 FUNCTION = "function"
-Reads = tuple[tuple[tuple[str, ...], Any], ...]  # names, and what was read there, as provable.frozen copies it
+Reads = tuple[tuple[tuple[str, ...], Any], ...]  # names, and what was read there, as guards.frozen copies it
 
 
 class UnitPaths(NamedTuple):

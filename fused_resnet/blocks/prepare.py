@@ -8,7 +8,14 @@ from fused_resnet.blocks.activations import RELU
 from fused_resnet.blocks.guards import why_not_as_traced, why_not_world
 from fused_resnet.blocks.layers import child, is_frozen_norm, pair
 from fused_resnet.blocks.plan import BlockPaths, ChainPaths, Path, Plan, UnitPaths
-from fused_resnet.blocks.refusals import why_not_conv, why_not_norm, why_not_plain, why_not_pool, why_not_type
+from fused_resnet.blocks.refusals import (
+    why_not_conv,
+    why_not_norm,
+    why_not_parameter,
+    why_not_plain,
+    why_not_pool,
+    why_not_type,
+)
 from fused_resnet.chain.spec import Padded
 from fused_resnet.chain.synchronized import group_name
 
@@ -113,11 +120,7 @@ def _read_parameters(layer: Any, path: Path, prepared: PreparedChain) -> str | N
     """Add a layer's weight and bias to a chain's, or say why they cannot be handed to it."""
     for parameter in (layer.weight, layer.bias):
         if parameter is not None:
-            cls = type(parameter)
-            if cls is not nn.Parameter and cls is not Tensor and cls.__torch_function__ is not _NOT_WATCHING:
-                return f"{'.'.join(path)} has a parameter of a subclass that sees torch's calls"
+            if reason := why_not_parameter(parameter, path):
+                return reason
             prepared.parameters.append(parameter)
     return None
-
-
-_NOT_WATCHING = nn.Parameter.__torch_function__

@@ -81,3 +81,14 @@ def why_not_pool(pool: Any, path: Path) -> str | None:
         return f"{'.'.join(path)} has return_indices, ceil_mode or dilation"
     kernel = pair(pool.kernel_size)
     return f"{'.'.join(path)} has a window of more than 255" if kernel[0] * kernel[1] > 255 else None
+
+
+def why_not_parameter(parameter: Tensor, path: Path) -> str | None:
+    """Return why a parameter cannot be handed to a chain, or None."""
+    cls = type(parameter)
+    if cls is nn.Parameter or cls is Tensor or cls.__torch_function__ is _NOT_WATCHING:
+        return None
+    return f"{'.'.join(path)} has a parameter of a subclass that sees torch's calls"
+
+
+_NOT_WATCHING = nn.Parameter.__torch_function__
