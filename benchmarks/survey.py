@@ -62,7 +62,7 @@ from fused_resnet.blocks.fusion import plan_of  # noqa: E402
 from fused_resnet.system import generators  # noqa: E402
 from fused_resnet.system.atomic import replacing  # noqa: E402
 from fused_resnet.system.environment import commit, installed  # noqa: E402
-from fused_resnet.verification import NOTHING_TO_COMPARE  # noqa: E402
+from fused_resnet.verification.runs import NOTHING_TO_COMPARE  # noqa: E402
 
 PACKAGES = ("torchvision", "timm", "transformers")
 RESULTS = ROOT / "build" / "survey.csv"
