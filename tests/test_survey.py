@@ -1,4 +1,4 @@
-"""A dozen of other people's networks, each in a process of its own; ``python benchmarks/survey.py`` has them all."""
+"""A dozen of other people's networks, each in a process of its own; ``python -m benchmarks.survey`` has them all."""
 
 import dataclasses
 import multiprocessing
@@ -15,8 +15,8 @@ ROOT = Path(__file__).parents[1]
 if str(ROOT) not in sys.path:  # also for the processes that the survey starts
     sys.path.insert(0, str(ROOT))
 
-from benchmarks import survey  # noqa: E402
-from benchmarks.survey import Limits, Row  # noqa: E402
+from benchmarks.survey import measure as survey  # noqa: E402
+from benchmarks.survey.measure import Limits, Row  # noqa: E402
 
 NETWORKS = (
     "torchvision:resnet18",

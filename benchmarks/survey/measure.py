@@ -1,9 +1,9 @@
 """What fuse makes of every network that can be built here: what it finds, how long it takes, and whether it is right.
 
-    python benchmarks/survey.py                             torchvision, timm (a few of every family), transformers
-    python benchmarks/survey.py --package timm --all        everything that timm has
-    python benchmarks/survey.py --only 'resnet|regnet'      those whose name matches; --list only says which
-    python benchmarks/survey.py --write-docs docs/survey.md and a page of what was found, beside it a table as CSV
+    python -m benchmarks.survey                             torchvision, timm (a few of every family), transformers
+    python -m benchmarks.survey --package timm --all        everything that timm has
+    python -m benchmarks.survey --only 'resnet|regnet'      those whose name matches; --list only says which
+    python -m benchmarks.survey --write-docs docs/survey.md and a page of what was found, beside it a table as CSV
 
 Networks have random weights; nothing is fetched. Each is measured in a process of its own, so that one which ends a
 process is a row like any other:
@@ -53,7 +53,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
@@ -790,7 +790,7 @@ def write_docs(path: Path, rows: Iterable[Row]) -> None:
     table = path.with_suffix(".csv")
     page = f"""# Survey: what `fuse` makes of other people's networks
 
-Made by `python benchmarks/survey.py --write-docs {path.name}` on {datetime.date.today()}, with {", ".join(made_with)};
+Made by `python -m benchmarks.survey --write-docs {path.name}` on {datetime.date.today()}, with {", ".join(made_with)};
 every network is a line of [{table.name}]({table.name}).
 
 {summary(rows)}
