@@ -17,7 +17,14 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.fixture
 def project(tmp_path):
-    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE", "fused_resnet/__init__.py"):
+    for name in (
+        "setup.py",
+        "pyproject.toml",
+        "README.md",
+        "LICENSE",
+        "fused_resnet/__init__.py",
+        "fused_resnet/version.py",
+    ):
         target = tmp_path / "project" / name
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, target)

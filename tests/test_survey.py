@@ -1,4 +1,4 @@
-"""A dozen of other people's networks, each in a process of its own; ``python benchmarks/survey.py`` has them all."""
+"""A dozen of other people's networks, each in a process of its own; ``python -m benchmarks.survey`` has them all."""
 
 import dataclasses
 import multiprocessing
@@ -15,8 +15,12 @@ ROOT = Path(__file__).parents[1]
 if str(ROOT) not in sys.path:  # also for the processes that the survey starts
     sys.path.insert(0, str(ROOT))
 
-from benchmarks import survey  # noqa: E402
-from benchmarks.survey import Limits, Row  # noqa: E402
+from benchmarks.survey.__main__ import main  # noqa: E402
+from benchmarks.survey.measure import Record, Snapshot  # noqa: E402
+from benchmarks.survey.networks import PACKAGES, networks  # noqa: E402
+from benchmarks.survey.page import findings, summary  # noqa: E402
+from benchmarks.survey.processes import Running, finish, survey  # noqa: E402
+from benchmarks.survey.rows import Limits, Row, read_rows, write_rows  # noqa: E402
 
 NETWORKS = (
     "torchvision:resnet18",
@@ -36,9 +40,9 @@ NETWORKS = (
 
 
 def test_what_is_fused_is_right_and_nothing_else_is_touched():
-    for package in survey.PACKAGES:
+    for package in PACKAGES:
         pytest.importorskip(package)
-    rows = {row.name: row for row in survey.survey(NETWORKS, Limits(seconds=120, verify_seconds=60))}
+    rows = {row.name: row for row in survey(NETWORKS, Limits(seconds=120, verify_seconds=60))}
     assert list(rows) == list(NETWORKS)
     assert not [f"{row.name}: {row.not_built or row.remarkable}" for row in rows.values() if row.not_built]
     assert not [f"{row.name}: {row.remarkable}" for row in rows.values() if row.remarkable]
@@ -51,13 +55,13 @@ def test_what_is_fused_is_right_and_nothing_else_is_touched():
 
 
 def end_by_a_signal(name, made_with, limits, path, log):
-    record = survey.Record(Row(name, made_with, norms=3), path)
+    record = Record(Row(name, made_with, norms=3), path)
     record.enter("fuse")
     os.kill(os.getpid(), signal.SIGSEGV)
 
 
 def never_end(name, made_with, limits, path, log):
-    survey.Record(Row(name, made_with), path).enter("verify")
+    Record(Row(name, made_with), path).enter("verify")
     signal.pause()
 
 
@@ -72,9 +76,9 @@ def test_a_process_that_ends_is_a_row(tmp_path, target, ended):
         target=target, args=("timm:x", "timm 1", Limits(), path, path.with_suffix(".log"))
     )
     process.start()
-    job = survey.Running("timm:x", process, 0.0, path, path.with_suffix(".log"))
+    job = Running("timm:x", process, 0.0, path, path.with_suffix(".log"))
     process.join(timeout=1)
-    row = survey._finish(job, Limits(seconds=1))
+    row = finish(job, Limits(seconds=1))
     assert row.ended == ended
     assert row.versions == "timm 1"
     assert "ended: " in row.remarkable
@@ -85,11 +89,11 @@ def test_rows_come_back_from_their_file(tmp_path):
         Row("timm:a", "timm 1, torch 2", parameters=12, norms=3, norms_2d=2, in_chains=1, chains=1, first=0.5),
         Row("timm:b", not_built='ValueError: "no", says it', seconds=1.25),
     ]
-    survey.write_rows(tmp_path / "rows.csv", rows)
-    assert list(survey.read_rows(tmp_path / "rows.csv").values()) == rows
+    write_rows(tmp_path / "rows.csv", rows)
+    assert list(read_rows(tmp_path / "rows.csv").values()) == rows
     (tmp_path / "rows.csv").write_text("name,other\n")
     with pytest.raises(ValueError, match="other columns"):
-        survey.read_rows(tmp_path / "rows.csv")
+        read_rows(tmp_path / "rows.csv")
 
 
 def test_the_summary_counts_what_was_built():
@@ -100,11 +104,11 @@ def test_the_summary_counts_what_was_built():
         Row("timm:c", not_built="ImportError: none"),
         dataclasses.replace(row, name="timm:d", ended="ended by signal 11 in verify", verify=""),
     ]
-    *_, timm, everything = survey.summary(rows).splitlines()
+    *_, timm, everything = summary(rows).splitlines()
     cells = [cell.strip() for cell in timm.strip("|").split("|")]
     assert " ".join(cells).startswith("timm 2 2 8 6 75% 4 1 0 0 1 0 0 0 ")
     assert "2.00 s (b)" in everything
-    found = survey.findings(rows)
+    found = findings(rows)
     assert "`torchvision:b`: verify: conv1" in found
     assert "`timm:c`: ImportError: none" in found
     assert "`timm:d`: ended: ended by signal 11 in verify" in found
@@ -123,23 +127,23 @@ def test_the_summary_counts_what_was_built():
 )
 def test_a_snapshot_sees_what_changed(change, said):
     model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
-    before = survey.Snapshot(model)
-    assert survey.Snapshot(model).differences(before, modules=True) == ""
+    before = Snapshot(model)
+    assert Snapshot(model).differences(before, modules=True) == ""
     change(model)
-    assert survey.Snapshot(model).differences(before, modules=True) == said
+    assert Snapshot(model).differences(before, modules=True) == said
 
 
 def test_the_default_selection_has_every_file_of_timm():
     timm = pytest.importorskip("timm")
-    chosen = {name.partition(":")[2] for name in survey.networks(["timm"])}
+    chosen = {name.partition(":")[2] for name in networks(["timm"])}
     for file in timm.list_modules():
         assert len(chosen & set(timm.list_models(module=file))) >= min(3, len(timm.list_models(module=file))), file
 
 
 def test_bad_input_says_what_was_wanted(capsys, tmp_path):
     results = ["--results", str(tmp_path / "rows.csv")]
-    assert survey.main(["--only", "no such network", *results]) == 2
+    assert main(["--only", "no such network", *results]) == 2
     assert "no network of" in capsys.readouterr().err
-    assert survey.main(["--only", "(", *results]) == 2
-    assert survey.main(["--jobs", "0", *results]) == 2
+    assert main(["--only", "(", *results]) == 2
+    assert main(["--jobs", "0", *results]) == 2
     assert "--jobs must be 1 or more, got 0" in capsys.readouterr().err
