@@ -1,4 +1,5 @@
 import os
+import sys
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ if not torch.cuda.is_available():  # Triton decides when it is first imported
 os.environ["FUSED_RESNET_TUNING"] = "0"  # what was measured on this machine decides nothing here
 
 from fused_resnet import blocks
+from tests.support.oracle import Oracle
 
 
 @pytest.fixture(autouse=True)
@@ -58,3 +60,11 @@ def first_arguments(monkeypatch):
 def chains_run(first_arguments):
     """Count the chains that fused modules run: a list of their signatures."""
     return first_arguments(blocks, "run_chain")
+
+
+@pytest.fixture
+def same(tmp_path, chains_run):
+    """The fused model behaves as the stock one: see :class:`tests.support.oracle.Oracle`."""
+    yield Oracle(tmp_path, chains_run)
+    for name in [name for name in sys.modules if name.startswith("written_")]:
+        del sys.modules[name]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import fused_resnet
 from fused_resnet.surgery import NothingToFuse
-from tests.accuracy import assert_as_accurate_as_stock, assert_fused_is_as_accurate_as_stock, outputs_of, record
+from tests.support.accuracy import assert_as_accurate_as_stock, assert_fused_is_as_accurate_as_stock, outputs_of, record
 
 
 @functools.cache

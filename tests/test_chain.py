@@ -10,7 +10,12 @@ from torch import Tensor, nn
 
 import fused_resnet
 from fused_resnet.tuning import Tuning, using
-from tests.accuracy import assert_as_accurate_as_stock, assert_fused_is_as_accurate_as_stock, gradient_for, record
+from tests.support.accuracy import (
+    assert_as_accurate_as_stock,
+    assert_fused_is_as_accurate_as_stock,
+    gradient_for,
+    record,
+)
 
 
 class Block(nn.Module):

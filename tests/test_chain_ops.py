@@ -5,7 +5,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import fused_resnet
-from tests.accuracy import assert_as_accurate_as_stock, record
+from tests.support.accuracy import assert_as_accurate_as_stock, record
 from tests.test_chain import images
 from tests.test_stages import make_any as make
 

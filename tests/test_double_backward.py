@@ -10,7 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 import fused_resnet
 from fused_resnet.functional import batch_norm_act
-from tests.accuracy import assert_as_accurate_as_stock, gradient_for
+from tests.support.accuracy import assert_as_accurate_as_stock, gradient_for
 from tests.test_chain import BASIC, BOTTLENECK, CHAINS, Block, images
 from tests.test_stages import STAGES
 from tests.test_stages import make_any as make

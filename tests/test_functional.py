@@ -13,7 +13,7 @@ from torch.testing import assert_close
 
 from fused_resnet import engines
 from fused_resnet.functional import batch_norm_act
-from tests.accuracy import assert_as_accurate_as_stock, gradient_for
+from tests.support.accuracy import assert_as_accurate_as_stock, gradient_for
 
 CPU_ENGINES = [name for name in engines.NAMES if name not in engines.GPU_NAMES]
 

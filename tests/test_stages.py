@@ -10,7 +10,12 @@ from torch import nn
 import fused_resnet
 from fused_resnet.tuning import Tuning, using
 from tests import test_chain
-from tests.accuracy import assert_as_accurate_as_stock, assert_fused_is_as_accurate_as_stock, gradient_for, record
+from tests.support.accuracy import (
+    assert_as_accurate_as_stock,
+    assert_fused_is_as_accurate_as_stock,
+    gradient_for,
+    record,
+)
 from tests.test_chain import BASIC, BOTTLENECK, Block, Operations, images, outputs_and_gradients
 
 BASIC_24 = ((24, 24), (3, 3))

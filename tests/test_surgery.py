@@ -14,8 +14,8 @@ import fused_resnet
 from fused_resnet import models
 from fused_resnet.blocks import FusedModule
 from fused_resnet.surgery import NothingToFuse
-from tests.accuracy import assert_fused_is_as_accurate_as_stock, outputs_of
-from tests.surgery.parts import through_file, through_pickle
+from tests.support.accuracy import assert_fused_is_as_accurate_as_stock, outputs_of
+from tests.support.networks import through_file, through_pickle
 
 # ---- hand-written blocks ---------------------------------------------------------------------------------------------
 

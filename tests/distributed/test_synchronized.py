@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import fused_resnet
 from fused_resnet import ops, synchronized
-from tests.accuracy import assert_as_accurate_as_stock, gradient_for, record
+from tests.support.accuracy import assert_as_accurate_as_stock, gradient_for, record
 from tests.test_chain import images
 from tests.test_stages import make_any as make
 

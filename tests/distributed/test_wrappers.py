@@ -12,7 +12,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 import fused_resnet
-from tests.accuracy import assert_as_accurate_as_stock
+from tests.support.accuracy import assert_as_accurate_as_stock
 from tests.test_chain import make
 
 RANKS = 2

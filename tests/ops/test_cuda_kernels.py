@@ -13,8 +13,8 @@ from torch import Tensor
 
 from fused_resnet import engines
 from fused_resnet.ops.batch_norm_act import reference
-from tests.accuracy import assert_as_accurate_as_stock
-from tests.ops.problem import EPS, PARTS, Problem, assert_close, moments_of
+from tests.support.accuracy import assert_as_accurate_as_stock
+from tests.support.problem import EPS, PARTS, Problem, assert_close, moments_of
 
 EMULATED = os.environ.get("FUSED_RESNET_CUDA_EMULATION")
 if EMULATED:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tests.surgery.oracle import forward
+from tests.support.oracle import forward
 from tests.surgery.test_steering import steered
 
 CHAINS = "x = torch.relu(self.n0(self.c0(x)))\n"

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tests.surgery.oracle import forward, fuse, load, make, tensors_of
+from tests.support.oracle import forward, fuse, load, make, tensors_of
 
 CHAIN0 = "x = torch.relu(self.n0(self.c0(x)))"
 CHAIN1 = "return torch.relu(self.n1(self.c1(x)))"

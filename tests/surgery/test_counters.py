@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.surgery.oracle import forward
+from tests.support.oracle import forward
 
 BUFFERS = """
 self.register_buffer("calls", torch.zeros((), dtype=torch.long))

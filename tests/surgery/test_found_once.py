@@ -12,8 +12,8 @@ from torch.nn.utils import prune
 
 from fused_resnet import dataflow
 from fused_resnet.dataflow import Finder
-from tests.surgery.oracle import Basic, assert_same_step, fuse, make
-from tests.surgery.parts import Network
+from tests.support.networks import Network
+from tests.support.oracle import Basic, assert_same_step, fuse, make
 
 OPTIONS = ("auto", "fast")
 

@@ -7,7 +7,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.surgery.oracle import compare, forward, fuse, images, load, look, make, run
+from tests.support.oracle import compare, forward, fuse, images, load, look, make, run
 
 FLAGS = ["flag", "cfg.a", "cfg.b", "table['x']"]
 INIT = """

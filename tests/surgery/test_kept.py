@@ -12,8 +12,8 @@ from torch.nn.utils import prune
 import fused_resnet
 from fused_resnet import blocks
 from fused_resnet.snapshot import Snapshot
-from tests.surgery.oracle import assert_same_step, fuse, images, make
-from tests.surgery.parts import Network, through_file, through_pickle
+from tests.support.networks import Network, through_file, through_pickle
+from tests.support.oracle import assert_same_step, fuse, images, make
 
 
 def one_block():

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import fused_resnet
-from tests.surgery.oracle import assert_same_step, fuse, images, make
+from tests.support.oracle import assert_same_step, fuse, images, make
 
 
 class Chains(nn.Module):

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 import fused_resnet
-from tests.surgery.oracle import assert_same_step, fuse, images, make
-from tests.surgery.parts import Block, Network, Outer, through_file, through_pickle
+from tests.support.networks import Block, Network, Outer, through_file, through_pickle
+from tests.support.oracle import assert_same_step, fuse, images, make
 
 
 @pytest.mark.parametrize("block", [Block, Outer.Inner], ids=lambda c: c.__qualname__)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.surgery.oracle import forward
+from tests.support.oracle import forward
 
 BODY = "h = F.relu(self.n0(self.c0(x)))\nreturn torch.relu(self.n1(self.c1(h)) + h)"
 POOLED = "return self.pool(self.relu(self.n0(self.c0(x))))"

@@ -5,7 +5,7 @@ import gc
 import pytest
 import torch
 
-from tests.surgery.oracle import forward, fuse, images, load, make
+from tests.support.oracle import forward, fuse, images, load, make
 
 H = "h = self.relu(self.n0(self.c0(x)))"
 END = "return torch.relu(self.n1(self.c1(h)))"

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.surgery.oracle import behind_a_chain, forward
+from tests.support.oracle import behind_a_chain, forward
 
 # what follows h = relu(norm(conv(x))), [2, 4, 6, 6]
 SIZES = [

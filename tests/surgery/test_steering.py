@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tests.surgery.oracle import forward
+from tests.support.oracle import forward
 
 # name: (what is asked, __init__, how it is flipped, the top of the file, methods)
 STEERING = {

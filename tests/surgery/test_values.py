@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.surgery.oracle import forward
+from tests.support.oracle import forward
 
 # h = relu(norm(conv(x))), [2, 4, 6, 6]; self.idn is an Identity, self.give(kind) a child of its own that returns one
 ASKED = [

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from fused_resnet.ops.batch_norm_act.reference import batch_norm_act_reduce
 from fused_resnet.ops.pointwise_conv_norm import reference
-from tests.accuracy import assert_as_accurate_as_stock
-from tests.ops.problem import EPS, assert_close, moments_of
+from tests.support.accuracy import assert_as_accurate_as_stock
+from tests.support.problem import EPS, assert_close, moments_of
 
 # images, inputs, height, width, outputs: rows that no tile divides, channels that no vector divides, several tiles of
 # either, one step of a product and several

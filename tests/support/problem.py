@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from fused_resnet.ops.batch_norm_act import reference
-from tests.accuracy import rms
+from tests.support.accuracy import rms
 
 EPS = 1e-5
 

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 import fused_resnet
-from tests.surgery.oracle import forward
+from tests.support.oracle import forward
 
 PLAIN = forward("return torch.relu(self.n0(self.c0(x)))")
 WATCHED = forward(

@@ -29,12 +29,13 @@ from torch import Tensor, nn
 import fused_resnet
 from fused_resnet.accuracy import gradient_for
 from fused_resnet.surgery import NothingToFuse
+from tests.support.norms import draw_norms
 
 PRELUDE = """\
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from tests.surgery.oracle import Basic, Net
+from tests.support.oracle import Basic, Net
 """
 _numbers = itertools.count()
 
@@ -106,14 +107,7 @@ def make(build: Any) -> nn.Module:
     """Build a model in float64 with norms that are not the identity."""
     torch.manual_seed(0)
     model = build()
-    for module in model.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            if module.affine:
-                nn.init.uniform_(module.weight, 0.5, 1.5)
-                nn.init.normal_(module.bias)
-            if module.running_mean is not None:
-                module.running_mean.normal_()
-                module.running_var.uniform_(0.5, 2)
+    draw_norms(model)
     return model.double()
 
 

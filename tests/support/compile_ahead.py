@@ -1,6 +1,6 @@
 """Compile every Triton kernel that a training step launches, for a GPU that is not there, and report what came out.
 
-    python tests/ops/compile_ahead.py 90 bfloat16 64 2048 64x256
+    python tests/support/compile_ahead.py 90 bfloat16 64 2048 64x256
 
 The operations are called on meta tensors of a ResNet-50's shapes; every launch is made a compile.  Printed is one line
 of JSON for each kernel: registers, spilled bytes, shared memory, warps, blocks a multiprocessor, instructions.  The

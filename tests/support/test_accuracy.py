@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tests.accuracy import assert_as_accurate_as_stock, why_inaccurate
+from tests.support.accuracy import assert_as_accurate_as_stock, why_inaccurate
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import pickle
 import torch
 from torch import nn
 
-from tests.surgery.oracle import Basic
+from tests.support.oracle import Basic
 
 
 def through_pickle(model):
