@@ -1,6 +1,7 @@
 """The native CUDA kernels beside the reference, operation by operation, and their sums beside float64.
 
-Where there is no GPU, ``tests/test_cuda_emulation.py`` runs this page on the kernels' source compiled for the CPU.
+Where there is no GPU, ``tests/building/test_cuda_emulation.py`` runs this page on the kernels' source compiled for the
+CPU.
 """
 
 import itertools

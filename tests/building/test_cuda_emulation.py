@@ -16,8 +16,8 @@ import torch
 
 from fused_resnet import engines
 
-ROOT = Path(__file__).parents[1]
-EMULATION = ROOT / "tests" / "cuda_emulation"
+ROOT = Path(__file__).parents[2]
+EMULATION = ROOT / "tests" / "building" / "cuda_emulation"
 SOURCES = [*sorted(ROOT.glob("csrc/cuda/*.cu")), ROOT / "csrc/cuda/plan.cpp", EMULATION / "library.cpp"]
 
 

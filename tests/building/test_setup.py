@@ -12,7 +12,7 @@ import setuptools
 
 import fused_resnet
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ import torch
 
 from fused_resnet import engines
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 ARCHITECTURES = ["sm_80", "sm_90", "sm_100", "sm_120"]
 SASS_ARCHITECTURES = ["sm_80", "sm_90", "sm_100"]
 REGISTERS = 65536  # of a multiprocessor

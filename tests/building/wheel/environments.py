@@ -15,7 +15,7 @@ import sys
 import venv
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 FOLDER = ROOT / "build" / "test-wheel"
 TORCHES = ["2.10.0", "2.11.0", "2.13.0+cpu", "2.15.0"]
 
@@ -74,7 +74,7 @@ def check(python: Path, artifact: Path) -> dict[str, str]:
         raise SystemExit(f"installing {artifact.name} changed {python}: added {added}, removed {gone}")
     # no compiler, no nvcc, no checkout
     bare = {"PATH": str(python.parent), "HOME": str(FOLDER), "OMP_NUM_THREADS": "1"}
-    row = json.loads(run(python, ROOT / "tests/wheel/check_wheel.py", env=bare, cwd=FOLDER))
+    row = json.loads(run(python, ROOT / "tests/building/wheel/check_wheel.py", env=bare, cwd=FOLDER))
     run(python, "-m", "pip", "uninstall", "--yes", "fused_resnet")
     return {"from": "source" if artifact.suffix == ".gz" else artifact.stem.split("-")[-1], **row}
 
