@@ -1,3 +1,4 @@
+import functools
 import os
 import sys
 
@@ -9,6 +10,7 @@ if not torch.cuda.is_available():  # Triton decides when it is first imported
 os.environ["FUSED_RESNET_TUNING"] = "0"  # what was measured on this machine decides nothing here
 
 from fused_resnet import blocks
+from tests.support import ranks
 from tests.support.oracle import Oracle
 
 
@@ -68,3 +70,9 @@ def same(tmp_path, chains_run):
     yield Oracle(tmp_path, chains_run)
     for name in [name for name in sys.modules if name.startswith("written_")]:
         del sys.modules[name]
+
+
+@pytest.fixture
+def run_ranks(tmp_path):
+    """Run a function in several processes: see :func:`tests.support.ranks.run_ranks`."""
+    return functools.partial(ranks.run_ranks, tmp_path)

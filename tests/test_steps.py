@@ -7,7 +7,8 @@ from torch import nn
 import fused_resnet
 from fused_resnet import cli, models
 from fused_resnet.steps import trace
-from tests.test_chain import Block
+from tests.support.chains import Block
+from tests.support.operations import Operations
 
 SHAPE = (4, 3, 32, 32)
 
@@ -33,15 +34,9 @@ def test_the_steps_are_those_that_a_step_runs():
     block = small_bottlenecks().get_submodule("layer2.1")
     traced = trace(block, (2, 64, 8, 8), None, input_grad=True)["", 0]
     x = torch.randn(2, 64, 8, 8).to(memory_format=torch.channels_last).requires_grad_()
-    seen = []
-
-    class Operations(torch.utils._python_dispatch.TorchDispatchMode):
-        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-            seen.append(func.name().partition(".")[0].partition("::")[2])
-            return func(*args, **(kwargs or {}))
-
-    with Operations():
+    with Operations() as operations:
         block(x).backward(torch.ones(2, 64, 8, 8))
+    seen = [name.partition("::")[2] for name in operations.names]
     ours = {step.name for step in (*traced.forward, *traced.backward)} - {"convolution dgrad", "convolution wgrad"}
     run = [name for name in seen if name in ours]
     assert run == [step.name for step in (*traced.forward, *traced.backward) if step.name in ours]

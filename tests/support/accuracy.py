@@ -81,6 +81,16 @@ def record(
     return results
 
 
+def outputs_and_gradients(model: nn.Module, x: Tensor, x_wants: bool) -> dict[str, Tensor | None]:
+    """What a step gives, a gradient or None for every parameter, and for ``x`` where it wants one."""
+    x = x.clone().requires_grad_(x_wants)
+    z = model(x)
+    assert z.requires_grad == (x_wants or any(p.requires_grad for p in model.parameters()))
+    if z.requires_grad:
+        z.backward(gradient_for(z))
+    return {"z": z.detach(), "x": x.grad} | {n: p.grad for n, p in model.named_parameters()}
+
+
 def assert_fused_is_as_accurate_as_stock(
     model: nn.Module,
     *draws: Tensor,

@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import fused_resnet
 from tests.support.accuracy import assert_as_accurate_as_stock
-from tests.test_chain import make
+from tests.support.chains import make
 
 RANKS = 2
 IMAGES = 2  # of a rank in a micro-batch

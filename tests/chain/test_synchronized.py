@@ -9,13 +9,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import fused_resnet
 from fused_resnet import ops, synchronized
 from tests.support.accuracy import assert_as_accurate_as_stock, gradient_for, record
-from tests.test_chain import images
-from tests.test_stages import make_any as make
+from tests.support.chains import images, make
+from tests.support.operations import Operations
 
 convert = nn.SyncBatchNorm.convert_sync_batchnorm
 
@@ -39,17 +38,9 @@ SPLITS = {"2 ranks": (3, 1), "an empty rank": (0, 4), "4 ranks": (2, 0, 1, 1)}
 DRAWS = 7
 
 
-class Calls(TorchDispatchMode):
-    """Counts the collectives."""
-
-    def __init__(self):
-        super().__init__()
-        self.gathered = self.reduced = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.gathered += func is torch.ops.fused_resnet.all_gather.default
-        self.reduced += func is torch.ops.fused_resnet.all_reduce_.default
-        return func(*args, **(kwargs or {}))
+def counted(operations: Operations) -> list[int]:
+    """How often something was gathered, and how often summed up."""
+    return [operations.names.count(f"fused_resnet::{name}") for name in ("all_gather", "all_reduce_")]
 
 
 def step(call, model, x: Tensor, part: slice, autocast: torch.dtype | None = None) -> dict[str, Tensor]:
@@ -103,9 +94,10 @@ def fused_steps(rank, name, split, half, compiled=False):
     for x in draws_of(fused, half):
         fused.load_state_dict(state)
         fused.zero_grad()
-        with nullcontext() if compiled else Calls() as calls:  # a compiler wants no mode around it
+        # a compiler wants no mode around it
+        with nullcontext() if compiled else Operations("fused_resnet") as operations:
             records.append(step(call, fused, x, part, torch.bfloat16 if half else None))
-        assert compiled or calls.gathered == calls.reduced == norms
+        assert compiled or counted(operations) == [norms, norms]
     return records
 
 
@@ -227,9 +219,9 @@ def collectives(rank):
         "eval": lambda: model.eval(),
     }.items():
         change()
-        with Calls() as calls:
+        with Operations("fused_resnet") as operations:
             model(x).sum().backward()
-        counts[name] = [calls.gathered, calls.reduced]
+        counts[name] = counted(operations)
     return counts
 
 

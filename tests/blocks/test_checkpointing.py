@@ -1,4 +1,4 @@
-"""Activation checkpointing: a step moves running statistics once, however often its forwards run."""
+"""Activation checkpointing: stock's gradients, and running statistics that move once, however often a forward runs."""
 
 import copy
 import functools
@@ -11,7 +11,9 @@ from torch.utils.checkpoint import checkpoint, checkpoint_sequential, set_checkp
 
 import fused_resnet
 from fused_resnet.checkpointing import is_recomputation
-from tests.test_chain import BASIC, BOTTLENECK, Block, images
+from tests.support import chains
+from tests.support.accuracy import assert_as_accurate_as_stock, record
+from tests.support.chains import BASIC, BOTTLENECK, Block, images
 
 # the first forward of a reentrant checkpoint runs without gradients, and so do those that it has inside
 pytestmark = pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
@@ -67,6 +69,19 @@ def nested(model, **options):
         return checkpoint(inner, checkpoint(first, x, **options), **options)
 
     return lambda x: checkpoint(outer, x, **options)
+
+
+@REENTRANT
+def test_activation_checkpointing_gives_stocks_gradients(reentrant):
+    def run(model, x):
+        results = record(model, x, call=lambda x: checkpoint(model, x, use_reentrant=reentrant))
+        # stock's second forward moves running statistics once more, ours does not
+        return {name: t for name, t in results.items() if name.endswith(".grad") or name.startswith("output")}
+
+    model = chains.make("bottleneck, stride 2")
+    x = images(model)
+    exact, stock = run(copy.deepcopy(model).double(), x.double()), run(copy.deepcopy(model), x)
+    assert_as_accurate_as_stock(run(fused_resnet.fuse(model), x), stock, exact)
 
 
 @pytest.mark.parametrize("call", [whole, block_by_block, nested])

@@ -1,4 +1,4 @@
-"""Tests that need several processes: each rank is one, on this machine, over gloo."""
+"""Several processes: each rank is one, on this machine, over gloo."""
 
 import datetime
 import multiprocessing
@@ -38,23 +38,18 @@ def run_rank(rank: int, world_size: int, folder: Path, claim: Callable[..., Any]
         dist.destroy_process_group()
 
 
-@pytest.fixture
-def run_ranks(tmp_path):
+def run_ranks(folder: Path, world_size: int, claim: Callable[..., Any], *args: Any) -> list[Any]:
     """Run ``claim(rank, *args)``, a function of a module, in processes; return what each returned.
 
     The error of a rank is the error of the test.
     """
-
-    def run(world_size: int, claim: Callable[..., Any], *args: Any) -> list[Any]:
-        processes = torch.multiprocessing.start_processes(
-            run_rank, (world_size, tmp_path, claim, args), world_size, join=False, start_method="forkserver"
-        )
-        begin = time.monotonic()
-        while not processes.join(timeout=1):
-            if time.monotonic() - begin > LIMIT:
-                for process in processes.processes:
-                    process.kill()
-                pytest.fail(f"{world_size} ranks of {claim.__name__} took more than {LIMIT} s")
-        return [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(world_size)]
-
-    return run
+    processes = torch.multiprocessing.start_processes(
+        run_rank, (world_size, folder, claim, args), world_size, join=False, start_method="forkserver"
+    )
+    begin = time.monotonic()
+    while not processes.join(timeout=1):
+        if time.monotonic() - begin > LIMIT:
+            for process in processes.processes:
+                process.kill()
+            pytest.fail(f"{world_size} ranks of {claim.__name__} took more than {LIMIT} s")
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(world_size)]

@@ -11,9 +11,7 @@ from torch.utils.checkpoint import checkpoint
 import fused_resnet
 from fused_resnet.functional import batch_norm_act
 from tests.support.accuracy import assert_as_accurate_as_stock, gradient_for
-from tests.test_chain import BASIC, BOTTLENECK, CHAINS, Block, images
-from tests.test_stages import STAGES
-from tests.test_stages import make_any as make
+from tests.support.chains import BASIC, BOTTLENECK, CHAINS, STAGES, Block, images, make
 
 NAMES = [*CHAINS, *(f"stage: {name}" for name in STAGES)]
 DETACHED = ("option A, other source alone", "option A, other source detached")  # differences see what is detached

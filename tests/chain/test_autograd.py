@@ -1,13 +1,14 @@
 """The dispatcher operations: their schemas, fakes and autograd, on the very arguments that chains call them with."""
 
+import copy
+
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import fused_resnet
 from tests.support.accuracy import assert_as_accurate_as_stock, record
-from tests.test_chain import images
-from tests.test_stages import make_any as make
+from tests.support.chains import images, make
+from tests.support.operations import Operations
 
 NAMES = [
     "basic",
@@ -26,19 +27,6 @@ NAMES = [
 ]
 
 
-class Recorder(TorchDispatchMode):
-    """Keep the arguments of every call of an operation of ours."""
-
-    def __init__(self):
-        super().__init__()
-        self.calls = []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func.namespace == "fused_resnet":
-            self.calls.append((func, args, kwargs or {}))
-        return func(*args, **(kwargs or {}))
-
-
 def detached(value):
     if isinstance(value, torch.Tensor):
         return value.detach().clone()
@@ -52,12 +40,11 @@ def test_every_operation_that_a_chain_calls_passes_opcheck(name, training, dtype
     model = fused_resnet.fuse(make(name).to(dtype).train(training), chain="stage")
     x = images(model).to(dtype)
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
-    with Recorder() as recorder:
+    with Operations("fused_resnet") as operations:
         model(x.requires_grad_()).square().sum().backward()
     monkeypatch.undo()
-    called = {str(func) for func, _, _ in recorder.calls}
-    assert {"fused_resnet.chain_forward.default", "fused_resnet.chain_backward.default"} <= called
-    for func, args, kwargs in recorder.calls:
+    assert {"fused_resnet::chain_forward", "fused_resnet::chain_backward"} <= set(operations.names)
+    for func, args, kwargs in operations.calls:
         torch.library.opcheck(func, tuple(map(detached, args)), kwargs, test_utils=("test_schema", "test_faketensor"))
 
 
@@ -86,8 +73,6 @@ def test_the_operations_refuse_the_gradient_of_a_gradient(monkeypatch):
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
 @pytest.mark.parametrize("name", NAMES)
 def test_compiled_a_chain_is_as_accurate_as_stock(name, training):
-    import copy
-
     model = make(name).train(training)
     x = images(model)
     exact, stock = record(copy.deepcopy(model).double(), x.double()), record(copy.deepcopy(model), x)

@@ -9,54 +9,15 @@ from torch import nn
 
 import fused_resnet
 from fused_resnet.tuning import Tuning, using
-from tests import test_chain
 from tests.support.accuracy import (
     assert_as_accurate_as_stock,
     assert_fused_is_as_accurate_as_stock,
     gradient_for,
+    outputs_and_gradients,
     record,
 )
-from tests.test_chain import BASIC, BOTTLENECK, Block, Operations, images, outputs_and_gradients
-
-BASIC_24 = ((24, 24), (3, 3))
-STAGES = {
-    "basic": lambda: [Block(8, *BASIC, stride=2), Block(16, *BASIC), Block(16, *BASIC)],
-    "basic, identity first": lambda: [Block(16, *BASIC), Block(16, *BASIC)],
-    "basic, conv bias": lambda: [Block(16, *BASIC, bias=True), Block(16, *BASIC, bias=True)],
-    "bottleneck": lambda: [Block(8, *BOTTLENECK), Block(16, *BOTTLENECK), Block(16, *BOTTLENECK)],
-    "bottleneck, stride 2": lambda: [Block(12, (24, 24, 96), (1, 3, 1), stride=2), Block(96, (24, 24, 96), (1, 3, 1))],
-    "two projections": lambda: [Block(8, *BOTTLENECK), Block(16, (8, 8, 24), (1, 3, 1), stride=2), Block(24, *BASIC)],
-    "option A": lambda: [
-        Block(16, *BASIC),
-        Block(16, (24, 24), (3, 3), stride=2, before=4),
-        Block(24, (24, 24), (3, 3)),
-    ],
-    "option A, stride 1": lambda: [Block(16, *BASIC), Block(16, *BASIC_24, before=0)],
-    "basic behind bottleneck": lambda: [Block(16, *BOTTLENECK), Block(16, *BASIC)],
-}
-
-
-def make(name: str, clear: bool = False) -> nn.Sequential:
-    """Make a stage; ``clear`` keeps what ReLUs read away from 0, where a rounding decides what passes."""
-    torch.manual_seed(0)
-    model = nn.Sequential(*STAGES[name]())
-    for path, module in model.named_modules():
-        if isinstance(module, nn.BatchNorm2d):
-            nn.init.uniform_(module.weight, 0.5, 1.5)
-            nn.init.normal_(module.bias)
-            if clear:
-                module.bias.data.add_(12)
-                if not path.endswith(("body.7", "project.1")):
-                    module.bias.data[::3] -= 24
-            module.running_mean.normal_()
-            module.running_var.uniform_(0.5, 2)
-    return model
-
-
-def make_any(name: str, clear: bool = False) -> nn.Module:
-    """Make a chain of one block, or ``"stage: NAME"``."""
-    stage = name.removeprefix("stage: ")
-    return test_chain.make(name, clear) if name == stage else make(stage, clear)
+from tests.support.chains import BASIC, STAGES, Block, images, make_stage
+from tests.support.operations import Operations
 
 
 def small(model: nn.Module, **options) -> torch.Tensor:
@@ -68,7 +29,7 @@ def small(model: nn.Module, **options) -> torch.Tensor:
 @pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format], ids=["channels_last", "contiguous"])
 @pytest.mark.parametrize("name", STAGES)
 def test_a_stage_is_as_accurate_as_stock(name, layout, training, memory, chains_run):
-    model = make(name).train(training)
+    model = make_stage(name).train(training)
     assert_fused_is_as_accurate_as_stock(model, small(model, layout=layout), chain="stage", memory=memory)
     assert [len(blocks) for blocks, _ in chains_run] == [len(model)]
 
@@ -77,7 +38,7 @@ def test_a_stage_is_as_accurate_as_stock(name, layout, training, memory, chains_
 @pytest.mark.parametrize("autocast", [False, True], ids=["bf16", "autocast-bf16"])
 @pytest.mark.parametrize("name", ["basic", "bottleneck", "two projections"])
 def test_a_stage_in_half_precision_is_as_accurate_as_stock(name, autocast, memory):
-    model = make(name, clear=True)
+    model = make_stage(name, clear=True)
     draws = [small(model, seed=seed).bfloat16() for seed in range(7)]
     dtype, autocast_dtype = (torch.float32, torch.bfloat16) if autocast else (torch.bfloat16, None)
     assert_fused_is_as_accurate_as_stock(
@@ -91,7 +52,7 @@ def test_a_stage_in_half_precision_is_as_accurate_as_stock(name, autocast, memor
 )
 @pytest.mark.parametrize("name", ["basic", "bottleneck"])
 def test_gradients_come_where_they_are_wanted_and_nowhere_else(name, trained, x_wants):
-    model = make(name)
+    model = make_stage(name)
     for path, parameter in model.named_parameters():
         parameter.requires_grad_(path.startswith(trained))
     x = small(model)
@@ -115,14 +76,14 @@ def test_gradients_come_where_they_are_wanted_and_nowhere_else(name, trained, x_
 )
 @pytest.mark.parametrize("name", ["basic", "bottleneck"])
 def test_norms_in_eval_are_as_accurate_as_stock(name, change):
-    model = make(name)
+    model = make_stage(name)
     change(model)
     assert_fused_is_as_accurate_as_stock(model, small(model), chain="stage")
 
 
 def test_backward_can_run_twice():
     for name in ("basic", "bottleneck"):
-        model = fused_resnet.fuse(make(name), chain="stage", memory="lean")
+        model = fused_resnet.fuse(make_stage(name), chain="stage", memory="lean")
         z = model(small(model).requires_grad_())
         first = torch.autograd.grad(z, list(model.parameters()), gradient_for(z), retain_graph=True)
         second = torch.autograd.grad(z, list(model.parameters()), gradient_for(z))
@@ -138,7 +99,7 @@ def test_backward_can_run_twice():
     ],
 )
 def test_between_blocks_gradients_are_added_and_masked_in_place(name, memory, expected):
-    model = make(name)
+    model = make_stage(name)
     with using("cpu", Tuning(("cpu",), {})):
         z = fused_resnet.fuse(model, chain="stage", memory=memory)(small(model).requires_grad_())
         with Operations() as operations:
@@ -149,7 +110,7 @@ def test_between_blocks_gradients_are_added_and_masked_in_place(name, memory, ex
 
 
 def test_a_hook_on_a_block_leaves_the_blocks_fused_one_by_one(chains_run):
-    model = fused_resnet.fuse(make("basic"), chain="stage")
+    model = fused_resnet.fuse(make_stage("basic"), chain="stage")
     handle = model[1].register_forward_hook(lambda *_: None)
     x = small(model)
     model(x)
@@ -165,7 +126,7 @@ def test_a_hook_on_a_block_leaves_the_blocks_fused_one_by_one(chains_run):
 
 
 def test_explain_names_the_blocks_of_a_stage():
-    (row,) = fused_resnet.explain(fused_resnet.fuse(make("basic"), chain="stage")).fused
+    (row,) = fused_resnet.explain(fused_resnet.fuse(make_stage("basic"), chain="stage")).fused
     block = "body.0 body.1 body.2 body.3 body.4 + {} relu"
     assert row.what == f"0: {block.format('(project.0 project.1)')}; 1, 2: {block.format('x')}"
 
@@ -179,7 +140,7 @@ def test_a_block_whose_output_others_read_ends_its_chain(chains_run):
     class Features(nn.Module):
         def __init__(self):
             super().__init__()
-            self.blocks = make("basic")
+            self.blocks = make_stage("basic")
 
         def forward(self, x):
             features = []
@@ -196,7 +157,7 @@ def test_a_block_whose_output_others_read_ends_its_chain(chains_run):
 def test_a_fused_stage_is_copied_pickled_and_unfused():
     import pickle
 
-    model = make("bottleneck")
+    model = make_stage("bottleneck")
     x = small(model)
     stock = record(copy.deepcopy(model), x)
     fused = fused_resnet.fuse(model, chain="stage")
