@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tests.support.oracle import forward
-from tests.surgery.test_steering import steered
+from tests.support.steering import steered
 
 CHAINS = "x = torch.relu(self.n0(self.c0(x)))\n"
 END = "return torch.relu(self.n1(self.c1(x)))"
