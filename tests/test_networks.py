@@ -13,6 +13,7 @@ from torch import Tensor, nn
 import fused_resnet
 from fused_resnet.surgery import NothingToFuse
 from tests.support.accuracy import assert_as_accurate_as_stock, assert_fused_is_as_accurate_as_stock, outputs_of, record
+from tests.support.saved import kept_for_backward
 
 
 @functools.cache
@@ -154,23 +155,7 @@ def test_unfuse_gives_a_network_back_bit_for_bit(family, name, options, chains):
 
 
 def bytes_kept(model: nn.Module, x: Tensor, autocast: torch.dtype | None) -> int:
-    """Bytes that autograd keeps for backward, parameters and x left out, every storage once."""
-    outside = {t.untyped_storage().data_ptr() for t in (x, *model.parameters(), *model.buffers())}
-    storages: dict[int, int] = {}
-
-    def pack(t: Tensor) -> Tensor:
-        storage = t.untyped_storage()
-        if storage.data_ptr() not in outside:
-            storages[storage.data_ptr()] = storage.nbytes()
-        return t
-
-    with (
-        torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t),
-        torch.autocast("cpu", dtype=autocast, enabled=autocast is not None),
-    ):
-        output = model(x)
-    assert output.requires_grad
-    return sum(storages.values())
+    return sum(t.untyped_storage().nbytes() for t in kept_for_backward(model, x, autocast).values())
 
 
 @pytest.mark.parametrize("autocast", [None, torch.bfloat16], ids=["fp32", "autocast-bf16"])
