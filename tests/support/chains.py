@@ -166,25 +166,27 @@ STAGES = {
 def make(name: str, clear: bool = False) -> nn.Module:
     """Make a chain of one block, or of several: ``"stage: NAME"``.
 
-    ``clear`` keeps what ReLUs read away from 0, where a rounding decides what passes.
+    ``clear`` keeps what ReLUs read away from 0, where a rounding decides what passes; a norm without a shift cannot.
     """
     if name.startswith("stage: "):
         return make_stage(name.removeprefix("stage: "), clear)
     torch.manual_seed(0)
-    return drawn(CHAINS[name](), clear, ("body.4", "body.7", "project.1"))
+    return drawn(CHAINS[name](), clear)
 
 
 def make_stage(name: str, clear: bool = False) -> nn.Sequential:
     torch.manual_seed(0)
-    return drawn(nn.Sequential(*STAGES[name]()), clear, ("body.7", "project.1"))
+    return drawn(nn.Sequential(*STAGES[name]()), clear)
 
 
-def drawn(model: nn.Module, clear: bool, ends: tuple[str, ...]) -> nn.Module:
+def drawn(model: nn.Module, clear: bool) -> nn.Module:
     draw_norms(model)
-    for path, module in model.named_modules():
+    blocks = [module for module in model.modules() if isinstance(module, Block)]
+    added = {end for block in blocks for end in (block.body[-1], block.project and block.project[-1])}
+    for module in model.modules():
         if clear and isinstance(module, nn.BatchNorm2d) and module.affine:
             module.bias.data.add_(12)
-            if not path.endswith(ends):  # some channels are off; behind an add all are on
+            if module not in added:  # some channels are off; behind an add all are on
                 module.bias.data[::3] -= 24
     return model
 

@@ -246,7 +246,7 @@ STEERING = {
         "model.ms[0].names = on",
     ),
     "a class attribute of an item that values have, too": (
-        "any(m.real for m in self.children())",
+        "any(m.real for m in [*self.children()][-1:])",
         "self.own = type('Own', (nn.ReLU,), {'real': False})()",
         "setattr(type(model.own), 'real', on)",
     ),

@@ -2,8 +2,16 @@
 
 import pytest
 import torch
+from torch import nn
 
-from tests.support.accuracy import assert_as_accurate_as_stock, why_inaccurate
+import fused_resnet
+from tests.support.accuracy import (
+    assert_as_accurate_as_stock,
+    assert_fused_is_as_accurate_as_stock,
+    outputs_and_gradients,
+    outputs_of,
+    why_inaccurate,
+)
 
 
 @pytest.fixture
@@ -86,6 +94,56 @@ def test_an_error_in_most_draws_fails_and_one_of_luck_does_not(stock, exact):
         assert_as_accurate_as_stock([bad, bad, bad, *draws[3:]], draws, truth)
     with pytest.raises(AssertionError, match="NaN"):
         assert_as_accurate_as_stock([{"output": stock * float("nan")}, *draws[1:]], draws, truth)
+
+
+# ---- a model and its fused copy --------------------------------------------------------------------------------------
+
+
+def a_wrong_output(model):
+    model.register_forward_hook(lambda m, args, z: z * 1.00001)
+
+
+def a_wrong_gradient(model):
+    model[0].weight.register_hook(lambda grad: grad * 1.00001)
+
+
+def a_wrong_statistic(model):
+    def change(module, args, z):
+        module[1].running_var.mul_(1.00001)
+
+    model.register_forward_hook(change)
+
+
+def a_lost_gradient(model):
+    model[0].weight.requires_grad_(False)
+
+
+@pytest.mark.parametrize("fault", [a_wrong_output, a_wrong_gradient, a_wrong_statistic, a_lost_gradient])
+def test_a_fused_model_that_is_off_fails(fault, monkeypatch):
+    model, x = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU()), torch.randn(2, 3, 6, 6)
+    assert_fused_is_as_accurate_as_stock(model, x)
+    fuse = fused_resnet.fuse
+
+    def faulty(model):
+        fault(fuse(model))
+        return model
+
+    monkeypatch.setattr(fused_resnet, "fuse", faulty)
+    with pytest.raises(AssertionError, match="less accurate than stock"):
+        assert_fused_is_as_accurate_as_stock(model, x)
+
+
+def test_outputs_are_found_wherever_they_are():
+    a, b, c = torch.randn(3, 2).unbind()
+    assert [id(t) for t in outputs_of({"a": a, "more": [(b, None), 1, {"c": c}]})] == [id(a), id(b), id(c)]
+
+
+@pytest.mark.parametrize("x_wants", [True, False])
+def test_a_step_has_a_gradient_or_none_for_every_parameter(x_wants):
+    model = nn.Linear(3, 4)
+    model.bias.requires_grad_(False)
+    results = outputs_and_gradients(model, torch.randn(2, 3), x_wants)
+    assert {name for name, t in results.items() if t is not None} == {"z", "weight"} | ({"x"} if x_wants else set())
 
 
 def test_torch_empty_is_poisoned():

@@ -1,9 +1,11 @@
 """Whatever steers a forward is read in every call."""
 
+import contextlib
+
 import pytest
 import torch
 
-from tests.support.oracle import forward
+from tests.support.oracle import forward, images, load, make
 from tests.support.steering import PLACES, STEERING, steered
 
 CASES = [(name, PLACES[(i + shift) % 5], bool(shift)) for i, name in enumerate(STEERING) for shift in (0, 2)]
@@ -17,6 +19,20 @@ def _put_back(monkeypatch):
     torch.set_default_dtype(torch.float32)
     torch.use_deterministic_algorithms(deterministic)
     torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("name", STEERING)
+def test_what_steers_a_forward_changes_what_stock_gives(name, tmp_path):
+    """Else the claim below would be none."""
+    module = load(tmp_path, steered(name, "value"))
+    model, results = make(module.Model), []
+    around = getattr(module, "around", lambda model: contextlib.nullcontext())
+    for on in (False, True):
+        module.change(model, on)
+        with around(model):
+            results.append(model(images()).double())
+    module.change(model, False)
+    assert not torch.allclose(*results)
 
 
 @pytest.mark.parametrize(("name", "place", "on"), CASES, ids=[f"{n}, {p}, fused {o}" for n, p, o in CASES])
