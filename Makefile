@@ -67,7 +67,7 @@ wheel: $(VENV)/.installed  ## build this Python's wheel, a pure Python one and t
 	@[ -z "$$(find dist -size +50M)" ] || { echo "dist holds a file above 50 MB" >&2; exit 1; }
 
 test-wheel:  ## try what `make wheel` made with torch 2.10, 2.11, 2.13 and 2.15 (ARGS='--python PATH …' for environments at hand)
-	@$(PYTHON) tests/wheel/environments.py $(ARGS)
+	@$(PYTHON) tests/building/wheel/environments.py $(ARGS)
 
 clean:  ## remove what the build left; runs/ stays, and so does .venv
 	@rm -rf build dist *.egg-info fused_resnet/*.so fused_resnet/build_info.json

@@ -1,13 +1,17 @@
+import functools
 import os
+import sys
 
 import pytest
 import torch
 
-from fused_resnet.blocks import module
-
 if not torch.cuda.is_available():  # Triton decides when it is first imported
     os.environ.setdefault("TRITON_INTERPRET", "1")
 os.environ["FUSED_RESNET_TUNING"] = "0"  # what was measured on this machine decides nothing here
+
+from fused_resnet.blocks import module
+from tests.support import ranks
+from tests.support.oracle import Oracle
 
 
 @pytest.fixture(autouse=True)
@@ -58,3 +62,17 @@ def first_arguments(monkeypatch):
 def chains_run(first_arguments):
     """Count the chains that fused modules run: a list of their signatures."""
     return first_arguments(module, "run_chain")
+
+
+@pytest.fixture
+def same(tmp_path, chains_run):
+    """The fused model behaves as the stock one: see :class:`tests.support.oracle.Oracle`."""
+    yield Oracle(tmp_path, chains_run)
+    for name in [name for name in sys.modules if name.startswith("written_")]:
+        del sys.modules[name]
+
+
+@pytest.fixture
+def run_ranks(tmp_path):
+    """Run a function in several processes: see :func:`tests.support.ranks.run_ranks`."""
+    return functools.partial(ranks.run_ranks, tmp_path)

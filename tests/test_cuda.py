@@ -8,7 +8,7 @@ import torch
 import fused_resnet
 from fused_resnet import engines, models
 from fused_resnet.functional import batch_norm_act
-from tests.accuracy import assert_as_accurate_as_stock, gradient_for
+from tests.support.accuracy import assert_as_accurate_as_stock, gradient_for
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 

@@ -1,100 +1,28 @@
-"""batch_norm_act against stock PyTorch: ``act(batch_norm(x) + residual)``."""
+"""batch_norm_act against stock PyTorch: ``act(batch_norm(x) + residual)``, and what is no argument of it."""
 
 import functools
-from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
 from torch.testing import assert_close
 
 from fused_resnet import engines
 from fused_resnet.functional import batch_norm_act
-from tests.accuracy import assert_as_accurate_as_stock, gradient_for
-
-CPU_ENGINES = [name for name in engines.NAMES if name not in engines.GPU_NAMES]
-
-# float64 is the yardstick here: its own accuracy is gradcheck's matter, and assert_close's
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-LAYOUTS = {"NHWC": torch.channels_last, "NCHW": torch.contiguous_format}
-CASES = [
-    pytest.param(engine, dtype, id=f"{engine}-{name}")
-    for engine in CPU_ENGINES
-    for name, dtype in DTYPES.items()
-    if engine != "cpu" or dtype in engines.CPU_DTYPES
-]
-RESIDUALS = ["no residual", "residual", "residual norm"]
-
-
-def stock_batch_norm_act(
-    x, running_mean, running_var, weight, bias, *, residual, residual_norm, training, momentum=0.1, eps=1e-5, act="relu"
-) -> Tensor:
-    """What ``batch_norm_act`` fuses, in stock torch."""
-    z = F.batch_norm(x, running_mean, running_var, weight, bias, training, momentum, eps)
-    if residual_norm is not None:
-        residual = F.batch_norm(residual, *residual_norm, training, momentum, eps)
-    if residual is not None:
-        z = z + residual
-    return F.relu(z) if act == "relu" else z
-
-
-def make_arguments(
-    shape,
-    dtype=torch.float32,
-    *,
-    layout=torch.channels_last,
-    residual="no residual",
-    mean=0.5,
-    affine=True,
-    tracked=True,
-) -> dict[str, Tensor | None]:
-    """Random arguments by name; those of the residual's norm begin with ``r_``."""
-    channels = shape[1]
-    arguments = {"x": (torch.randn(shape) + mean).to(dtype).contiguous(memory_format=layout)}
-    if residual != "no residual":
-        arguments["residual"] = torch.randn(shape).to(dtype).contiguous(memory_format=layout)
-    accumulated = torch.promote_types(dtype, torch.float32)
-    for prefix in [""] if residual != "residual norm" else ["", "r_"]:
-        arguments[f"{prefix}running_mean"] = torch.randn(channels, dtype=accumulated) if tracked else None
-        arguments[f"{prefix}running_var"] = torch.rand(channels, dtype=accumulated) + 0.5 if tracked else None
-        arguments[f"{prefix}weight"] = torch.randn(channels, dtype=accumulated) if affine else None
-        arguments[f"{prefix}bias"] = torch.randn(channels, dtype=accumulated) if affine else None
-    return arguments
-
-
-def run(function, arguments: dict[str, Tensor | None], dtype=None, grad=None, **options: Any) -> dict[str, Any]:
-    """Run forward and backward on copies of the arguments; return the output, gradients and running statistics."""
-
-    def copy(t: Tensor | None) -> Tensor | None:
-        return t if t is None else t.detach().clone().to(dtype or t.dtype)
-
-    a = {name: copy(t) for name, t in arguments.items()}
-    differentiable = [n for n, t in a.items() if t is not None and "running" not in n]
-    for name in differentiable:
-        a[name].requires_grad_()
-    norm = ("running_mean", "running_var", "weight", "bias")
-    residual_norm = tuple(a[f"r_{n}"] for n in norm) if "r_weight" in a else None
-    z = function(a["x"], *(a[n] for n in norm), residual=a.get("residual"), residual_norm=residual_norm, **options)
-    z.backward((gradient_for(z) if grad is None else grad).to(z.dtype))
-    results = {"z": z.detach()} | {f"{name}.grad": a[name].grad for name in differentiable}
-    return results | {name: t for name, t in a.items() if "running" in name}
-
-
-def assert_accurate(arguments, engine, *more: dict[str, Tensor | None], **options) -> dict[str, Any]:
-    """Hold one draw of arguments against the rule, or several together: an error of few elements is luck."""
-    options = {"training": True} | options
-    fused_function = functools.partial(batch_norm_act, engine=engine)
-
-    def results(function, dtype=None):
-        return [run(function, draw, dtype, **options) for draw in (arguments, *more)]
-
-    fused = results(fused_function)
-    assert_as_accurate_as_stock(fused, results(stock_batch_norm_act), results(stock_batch_norm_act, torch.float64))
-    return fused[0]
-
+from tests.support.accuracy import assert_as_accurate_as_stock, gradient_for
+from tests.support.batch_norm_act import (
+    CASES,
+    CPU_ENGINES,
+    DTYPES,
+    LAYOUTS,
+    RESIDUALS,
+    assert_accurate,
+    make_arguments,
+    run,
+    stock_batch_norm_act,
+)
 
 # ---- accuracy --------------------------------------------------------------------------------------------------------
 
@@ -256,177 +184,6 @@ def test_a_nan_preactivation_passes_relu_and_its_gradient(engine):
     fused = run(functools.partial(batch_norm_act, engine=engine), arguments, training=False)
     assert fused["z"].isnan().sum() == 1
     assert fused["residual.grad"][0, 1, 1, 1] == gradient_for(fused["z"])[0, 1, 1, 1]
-
-
-# ---- memory ----------------------------------------------------------------------------------------------------------
-
-
-def transposed(t: Tensor) -> Tensor:
-    return t.transpose(2, 3).contiguous().transpose(2, 3)
-
-
-def every_other_channel(t: Tensor) -> Tensor:
-    return t.repeat_interleave(2, 1)[:, ::2]
-
-
-def offset(t: Tensor) -> Tensor:
-    """An address that is not a multiple of what vectors load."""
-    storage = t.new_empty(t.numel() + 1)
-    return storage[1:].view(t.shape).copy_(t)
-
-
-def expanded(t: Tensor) -> Tensor:
-    return t[:1, :, :, :1].expand(t.shape)
-
-
-def cropped(t: Tensor) -> Tensor:
-    return F.pad(t, (1, 1, 1, 1))[:, :, 1:-1, 1:-1]
-
-
-@pytest.mark.parametrize("stride", [transposed, every_other_channel, offset, expanded, cropped])
-@pytest.mark.parametrize("place", ["x", "residual", "grad"])
-@pytest.mark.parametrize("residual", ["residual", "residual norm"])
-@pytest.mark.parametrize("engine", CPU_ENGINES)
-def test_any_strides_are_as_accurate_as_stock(engine, residual, place, stride):
-    arguments = make_arguments((4, 8, 6, 5), residual=residual)
-    grad = gradient_for(arguments["x"])
-    leaves = {n: t.clone().requires_grad_() for n, t in arguments.items() if t is not None and "running" not in n}
-
-    def strided(function, dtype):
-        a = {name: t.detach().to(dtype).requires_grad_() for name, t in leaves.items()}
-        views = {name: stride(t) if name == place else t for name, t in a.items()}
-        norms = {p: (None, None, views[f"{p}weight"], views[f"{p}bias"]) for p in ("", "r_") if f"{p}weight" in views}
-        z = function(views["x"], *norms[""], residual=views["residual"], residual_norm=norms.get("r_"), training=True)
-        g = grad.to(dtype)
-        z.backward(stride(g) if place == "grad" else g)
-        return {"z": z.detach()} | {name: t.grad for name, t in a.items()}
-
-    assert_as_accurate_as_stock(
-        strided(functools.partial(batch_norm_act, engine=engine), torch.float32),
-        strided(stock_batch_norm_act, torch.float32),
-        strided(stock_batch_norm_act, torch.float64),
-    )
-
-
-@pytest.mark.parametrize("engine", CPU_ENGINES)
-@pytest.mark.parametrize("residual_layout", LAYOUTS)
-@pytest.mark.parametrize("x_layout", LAYOUTS)
-def test_x_and_residual_may_differ_in_layout(x_layout, residual_layout, engine):
-    arguments = make_arguments((2, 8, 6, 5), layout=LAYOUTS[x_layout], residual="residual norm")
-    arguments["residual"] = arguments["residual"].contiguous(memory_format=LAYOUTS[residual_layout])
-    fused = assert_accurate(arguments, engine)
-    assert fused["z"].is_contiguous(memory_format=LAYOUTS[x_layout])
-
-
-@pytest.mark.parametrize("engine", CPU_ENGINES)
-@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
-@pytest.mark.parametrize("act", ["relu", "none"])
-def test_no_argument_is_changed_and_no_result_shares_their_memory(engine, training, act):
-    a = make_arguments((2, 8, 5, 5), residual="residual")
-    x, residual = a["x"].requires_grad_(), a["residual"].requires_grad_()
-    before = x.detach().clone(), residual.detach().clone()
-    z = batch_norm_act(
-        x, a["running_mean"], a["running_var"], residual=residual, training=training, act=act, engine=engine
-    )
-    grad = gradient_for(z)
-    kept = grad.clone()
-    dx, dr = torch.autograd.grad(z, (x, residual), grad)
-    assert torch.equal(grad, kept)
-    assert torch.equal(x, before[0])
-    assert torch.equal(residual, before[1])
-    addresses = [t.untyped_storage().data_ptr() for t in (x, residual, z, grad, dx, dr)]
-    assert len(set(addresses)) == len(addresses)
-
-
-def test_saved_tensors_are_guarded_against_changes_in_place():
-    x = torch.randn(2, 4, 5, 5, requires_grad=True)
-    y = x * 1
-    z = batch_norm_act(y)
-    y.add_(1)
-    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
-        z.sum().backward()
-
-
-def test_an_output_whose_sign_masks_the_gradient_is_guarded_too():
-    x = torch.randn(2, 4, 5, 5, requires_grad=True)
-    z = batch_norm_act(x, residual=torch.randn_like(x))
-    with torch.no_grad():
-        z.add_(1)
-    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
-        z.sum().backward()
-
-
-# ---- derivatives -----------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
-@pytest.mark.parametrize("residual", RESIDUALS)
-@pytest.mark.parametrize("engine", CPU_ENGINES)
-def test_gradcheck_passes(engine, residual, training):
-    a = make_arguments((2, 3, 3, 2), torch.float64, residual=residual)
-    names = [name for name in a if "running" not in name]
-    norm = ("running_mean", "running_var", "weight", "bias")
-
-    def function(*tensors):
-        b = {n: t.clone() for n, t in a.items()} | dict(zip(names, tensors, strict=True))
-        residual_norm = tuple(b[f"r_{n}"] for n in norm) if "r_weight" in b else None
-        return batch_norm_act(
-            b["x"], *(b[n] for n in norm), residual=b.get("residual"), residual_norm=residual_norm,
-            training=training, engine=engine,
-        )  # fmt: skip
-
-    assert torch.autograd.gradcheck(function, [a[n].requires_grad_() for n in names], check_undefined_grad=False)
-
-
-@pytest.mark.parametrize("wanted", ["x", "residual", "weight", "bias", "r_weight", "r_bias"])
-@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
-@pytest.mark.parametrize("engine", CPU_ENGINES)
-def test_only_the_gradients_that_are_wanted_are_computed(engine, training, wanted):
-    a = make_arguments((2, 8, 5, 5), residual="residual norm")
-    norm = ("running_mean", "running_var", "weight", "bias")
-
-    def gradients(function, *require):
-        b = {n: t.clone().requires_grad_(n in require) for n, t in a.items()}
-        z = function(
-            b["x"], *(b[n] for n in norm), residual=b["residual"], residual_norm=tuple(b[f"r_{n}"] for n in norm),
-            training=training,
-        )  # fmt: skip
-        z.backward(gradient_for(z))
-        return {n: t.grad for n, t in b.items()}
-
-    function = functools.partial(batch_norm_act, engine=engine)
-    alone, together = gradients(function, wanted), gradients(function, *(n for n in a if "running" not in n))
-    assert {n for n, t in alone.items() if t is not None} == {wanted}
-    assert_close(alone[wanted], together[wanted], rtol=0, atol=0)
-
-
-def test_backward_can_run_twice():
-    a = make_arguments((2, 8, 5, 5), residual="residual")
-    x, residual = a["x"].requires_grad_(), a["residual"].requires_grad_()
-    z = batch_norm_act(x, residual=residual)
-    first = torch.autograd.grad(z, (x, residual), gradient_for(z), retain_graph=True)
-    kept = [t.clone() for t in first]
-    second = torch.autograd.grad(z, (x, residual), gradient_for(z))
-    for a, b, c in zip(first, second, kept, strict=True):
-        assert torch.equal(a, b)
-        assert torch.equal(a, c)
-
-
-def test_no_graph_is_kept_without_gradients():
-    x = torch.randn(2, 4, 5, 5, requires_grad=True)
-    with torch.no_grad():
-        assert not batch_norm_act(x).requires_grad
-    assert not batch_norm_act(x.detach()).requires_grad
-    with torch.inference_mode():
-        assert batch_norm_act(x).is_inference()
-
-
-def test_running_statistics_move_without_gradients_too():
-    a = make_arguments((2, 8, 5, 5))
-    mean = a["running_mean"].clone()
-    with torch.no_grad():
-        batch_norm_act(a["x"], mean, a["running_var"])
-    assert_close(mean, 0.9 * a["running_mean"] + 0.1 * a["x"].mean((0, 2, 3)))
 
 
 # ---- any shape -------------------------------------------------------------------------------------------------------

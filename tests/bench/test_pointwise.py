@@ -16,7 +16,7 @@ from fused_resnet.bench.settings import Settings
 from fused_resnet.bench.suites import pointwise as suite
 from fused_resnet.bench.suites.contest import refusals
 from fused_resnet.bench.suites.pointwise import measure_pointwise, pointwise_cases
-from tests.ops.triton_engine import triton_kernels
+from tests.support.triton_engine import triton_kernels
 
 CPU = torch.device("cpu")
 HERE = torch.device("cuda" if torch.cuda.is_available() else "cpu")

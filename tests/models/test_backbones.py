@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 import fused_resnet
 from fused_resnet import models
-from tests.accuracy import outputs_of
+from tests.support.accuracy import outputs_of
 
 torchvision = pytest.importorskip("torchvision")
 

@@ -9,7 +9,7 @@ from torch import nn
 
 import fused_resnet
 from fused_resnet import models
-from tests.accuracy import assert_fused_is_as_accurate_as_stock
+from tests.support.accuracy import assert_fused_is_as_accurate_as_stock
 
 
 def as_trained(model: nn.Module, offset: float = 0) -> nn.Module:

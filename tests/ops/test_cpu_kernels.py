@@ -16,8 +16,8 @@ from fused_resnet.engines import libraries
 from fused_resnet.ops.batch_norm_act import reference
 from fused_resnet.ops.batch_norm_act_pool import reference as pool_reference
 from fused_resnet.ops.library import accumulation_dtype
-from tests.accuracy import assert_as_accurate_as_stock
-from tests.ops.problem import EPS, PARTS, Problem, assert_close, moments_of
+from tests.support.accuracy import assert_as_accurate_as_stock
+from tests.support.problem import EPS, PARTS, Problem, assert_close, moments_of
 
 pytestmark = pytest.mark.skipif(libraries.load_cpu_library() is not None, reason=str(libraries.load_cpu_library()))
 

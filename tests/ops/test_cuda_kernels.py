@@ -1,6 +1,7 @@
 """The native CUDA kernels beside the reference, operation by operation, and their sums beside float64.
 
-Where there is no GPU, ``tests/test_cuda_emulation.py`` runs this page on the kernels' source compiled for the CPU.
+Where there is no GPU, ``tests/building/test_cuda_emulation.py`` runs this page on the kernels' source compiled for the
+CPU.
 """
 
 import itertools
@@ -13,8 +14,8 @@ from torch import Tensor
 
 from fused_resnet.engines import libraries
 from fused_resnet.ops.batch_norm_act import reference
-from tests.accuracy import assert_as_accurate_as_stock
-from tests.ops.problem import EPS, PARTS, Problem, assert_close, moments_of
+from tests.support.accuracy import assert_as_accurate_as_stock
+from tests.support.problem import EPS, PARTS, Problem, assert_close, moments_of
 
 EMULATED = os.environ.get("FUSED_RESNET_CUDA_EMULATION")
 if EMULATED:

@@ -14,9 +14,9 @@ from fused_resnet import ops
 from fused_resnet.ops import pointwise_conv
 from fused_resnet.ops.pointwise_conv import reference
 from fused_resnet.ops.pointwise_conv.config import in_parts, makes_weight_gradient
-from tests.accuracy import assert_as_accurate_as_stock
-from tests.ops.problem import EPS, assert_close
-from tests.ops.triton_engine import triton_kernels
+from tests.support.accuracy import assert_as_accurate_as_stock
+from tests.support.problem import EPS, assert_close
+from tests.support.triton_engine import triton_kernels
 
 # of the interpreter, which takes a program's number from an array
 pytestmark = pytest.mark.filterwarnings("ignore:Conversion of an array:DeprecationWarning")

@@ -5,7 +5,7 @@ import torch
 
 from fused_resnet import ops
 from fused_resnet.ops.pointwise_conv_norm import reference
-from tests.ops.pointwise_problem import SHAPES, Problem, assert_backward, assert_forward
+from tests.support.pointwise_problem import SHAPES, Problem, assert_backward, assert_forward
 
 ENGINES = ["cpu", "reference"]  # whose norm kernels it is made of
 FORMATS = [torch.channels_last, torch.contiguous_format]

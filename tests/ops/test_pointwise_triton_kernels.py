@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from fused_resnet import ops
 from fused_resnet.ops import pointwise_conv_norm
 from fused_resnet.ops.pointwise_conv_norm import config
-from tests.ops.pointwise_problem import SHAPES, Problem, assert_backward, assert_forward
-from tests.ops.problem import EPS
-from tests.ops.triton_engine import triton_kernels
+from tests.support.pointwise_problem import SHAPES, Problem, assert_backward, assert_forward
+from tests.support.problem import EPS
+from tests.support.triton_engine import triton_kernels
 
 # of the interpreter, which takes a program's number from an array
 pytestmark = pytest.mark.filterwarnings("ignore:Conversion of an array:DeprecationWarning")

@@ -15,7 +15,7 @@ import pytest
 
 pytest.importorskip("triton", reason="triton is not installed")
 
-PROGRAM = Path(__file__).with_name("compile_ahead.py")
+PROGRAM = Path(__file__).parents[1] / "support" / "compile_ahead.py"
 ROOT = PROGRAM.parents[2]
 
 # a capability, a dtype, and channels: 30 is a multiple of no vector

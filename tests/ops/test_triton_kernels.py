@@ -18,9 +18,9 @@ from fused_resnet.chain import autograd
 from fused_resnet.ops.batch_norm_act import config, reference
 from fused_resnet.ops.batch_norm_act_pool import reference as pool_reference
 from fused_resnet.surgery import fuse
-from tests.accuracy import assert_as_accurate_as_stock, gradient_for
-from tests.ops.problem import EPS, PARTS, Problem, assert_close
-from tests.ops.triton_engine import triton_kernels
+from tests.support.accuracy import assert_as_accurate_as_stock, gradient_for
+from tests.support.problem import EPS, PARTS, Problem, assert_close
+from tests.support.triton_engine import triton_kernels
 
 # of the interpreter, which takes a program's number from an array
 pytestmark = pytest.mark.filterwarnings("ignore:Conversion of an array:DeprecationWarning")

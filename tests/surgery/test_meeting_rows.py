@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from tests.surgery.oracle import assert_same_step, fuse, images, make
+from tests.support.oracle import assert_same_step, fuse, images, make
 
 
 class OwnConv(nn.Conv2d):
