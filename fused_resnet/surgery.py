@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from fused_resnet import engines, ops
+from fused_resnet import engines
 from fused_resnet.block_forward import keeps_y
 from fused_resnet.blocks import (
     FUNCTION,
@@ -33,6 +33,7 @@ from fused_resnet.blocks import (
 from fused_resnet.chain_spec import Padded, make_chain, split_parameters
 from fused_resnet.dataflow import Finder, is_norm, why_no_match
 from fused_resnet.host_memory import keep_freed_memory
+from fused_resnet.ops.self_check import self_check
 from fused_resnet.steps import Steps, trace
 from fused_resnet.tracing import is_primitive
 
@@ -102,7 +103,7 @@ def fuse(
         raise ValueError(f"memory must be 'fast' or 'lean' (keeps less for backward), got {memory!r}")
     engines.check_name(engine)
     for device, dtype in {(p.device.type, p.dtype) for p in model.parameters() if p.is_floating_point()}:
-        ops.self_check(device)
+        self_check(device)
         engines.choose(engine, device, dtype)
         if device == "cpu":
             keep_freed_memory()
