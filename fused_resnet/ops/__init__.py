@@ -1,7 +1,8 @@
 """The fused operations, one folder each.
 
-Every folder reads the same way: ``reference.py`` is the definition in plain torch, the files beside it are the engines'
-kernels, and ``__init__.py`` holds the schemas and the fakes.  The operations have no autograd formula of their own:
+Every folder reads the same way: ``reference.py`` is the definition in plain torch, ``triton_forward.py`` and
+``triton_backward.py`` are Triton's kernels, and ``__init__.py`` holds the schemas and the fakes.  What the kernels of
+several folders share stands beside the folders.  The operations have no autograd formula of their own:
 :mod:`fused_resnet.chain` composes them, forward and backward, into one autograd node.
 
 Schemas are always defined here, in Python, so that the package is whole without a compiler; the native libraries only
@@ -68,9 +69,11 @@ def gather(engine: str, norm: Any, pool: Any, *pointwise: Any) -> SimpleNamespac
     return k
 
 
-def triton_kernels(folder: Any) -> Any:
-    """Return an operation folder's module of Triton kernels; the first call imports triton."""
-    return import_module(f"{folder.__name__}.triton")
+def triton_kernels(folder: Any) -> SimpleNamespace:
+    """Return a folder's operations as Triton kernels, those of both directions; the first call imports triton."""
+    modules = [import_module(f"{folder.__name__}.triton_{direction}") for direction in ("forward", "backward")]
+    functions = {name: getattr(module, name) for module in modules for name in module.__all__}
+    return SimpleNamespace(**{name: functions[name] for name in folder.OPERATIONS})
 
 
 def dispatched(folder: Any) -> SimpleNamespace:
