@@ -9,8 +9,9 @@ from typing import Any
 
 import torch
 
-from fused_resnet import engines, ops
+from fused_resnet import engines
 from fused_resnet.engines import libraries, tuning
+from fused_resnet.ops.self_check import self_check
 from fused_resnet.system.environment import environment
 from fused_resnet.system.host_memory import keep_freed_memory
 
@@ -31,7 +32,7 @@ OPTIONAL_PROGRAMS = {
 def examine() -> dict[str, Any]:
     """Return versions, devices, engines, what the native build holds and the result of its self-check."""
     devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
-    checked = {name: wrong for device in devices for name, wrong in ops.self_check(device).items()}
+    checked = {name: wrong for device in devices for name, wrong in self_check(device).items()}
     return {
         **environment(torch.device(devices[-1])),
         "gpus": [

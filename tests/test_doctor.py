@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from fused_resnet import cli, doctor, engines, ops
+from fused_resnet import cli, doctor, engines
 from fused_resnet.engines import libraries
 
 
@@ -34,6 +34,6 @@ def test_every_engine_serves_or_says_why_not(capsys):
 
 @pytest.mark.parametrize(("wrong", "status"), [(None, 0), ("batch_norm_act in torch.float32 is off", 1)])
 def test_a_failed_self_check_is_the_exit_status(wrong, status, monkeypatch, capsys):
-    monkeypatch.setattr(ops, "self_check", lambda device: {"cpu": wrong})
+    monkeypatch.setattr(doctor, "self_check", lambda device: {"cpu": wrong})
     assert cli.main(["doctor"]) == status
     assert (wrong or "passed") in capsys.readouterr().out

@@ -6,10 +6,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from fused_resnet import engines, ops
+from fused_resnet import engines
 from fused_resnet.blocks.fusion import Fusion
 from fused_resnet.blocks.mixin import FusedModule, stock_class
 from fused_resnet.blocks.module import fused_class
+from fused_resnet.ops.self_check import self_check
 from fused_resnet.surgery.finder import Finder, places, spans_blocks
 from fused_resnet.surgery.report import report_on
 from fused_resnet.system.host_memory import keep_freed_memory
@@ -78,7 +79,7 @@ def fuse(
         raise ValueError(f"memory must be 'fast' or 'lean' (keeps less for backward), got {memory!r}")
     engines.check_name(engine)
     for device, dtype in {(p.device.type, p.dtype) for p in model.parameters() if p.is_floating_point()}:
-        ops.self_check(device)
+        self_check(device)
         engines.choose(engine, device, dtype)
         if device == "cpu":
             keep_freed_memory()

@@ -10,6 +10,8 @@ import fused_resnet
 from fused_resnet import engines, ops
 from fused_resnet.engines import choice, libraries
 from fused_resnet.functional import batch_norm_act
+from fused_resnet.ops.self_check import self_check
+from fused_resnet.surgery import swap
 
 
 @pytest.fixture
@@ -128,7 +130,7 @@ def test_the_self_check_finds_a_wrong_kernel_and_can_be_skipped(name, wrong, fre
     fresh_engines.setattr(ops, "kernels", lambda engine, *_: right if engine == "reference" else broken)
     fresh_engines.setattr(ops.kernels, "cache_clear", lambda: None, raising=False)
     fresh_engines.setattr(choice, "_wrong", {})
-    check = ops.self_check.__wrapped__
+    check = self_check.__wrapped__
     assert f"{name} in torch.float32 is off" in check("cpu")["cpu"]
     assert "self-check failed" in engines.why_not("cpu", "cpu")
     assert engines.choose("auto", "cpu", torch.float32) == "reference"
@@ -138,7 +140,7 @@ def test_the_self_check_finds_a_wrong_kernel_and_can_be_skipped(name, wrong, fre
 
 def test_a_model_on_the_cpu_leaves_the_gpu_alone(monkeypatch):
     asked = []
-    monkeypatch.setattr(ops, "self_check", asked.append)
+    monkeypatch.setattr(swap, "self_check", asked.append)
     fused_resnet.fuse(torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1), torch.nn.BatchNorm2d(4)))
     assert asked == ["cpu"]
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fused_resnet import ops
 from fused_resnet.ops import pointwise_conv
+from fused_resnet.ops.launch import float32_precision
 from fused_resnet.ops.pointwise_conv import reference
 from fused_resnet.ops.pointwise_conv.config import in_parts, makes_weight_gradient
 from tests.support.accuracy import assert_as_accurate_as_stock
@@ -206,13 +207,12 @@ def test_the_same_arguments_give_the_same_bits(k):
         assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-@only_triton
-def test_products_of_float32_follow_torchs_switch(k):
+def test_products_of_float32_follow_torchs_switch():
     before = torch.get_float32_matmul_precision()
     try:
         for precision, expected in [("high", "tf32"), ("highest", "ieee")]:
             torch.set_float32_matmul_precision(precision)
-            assert k.float32_precision() == expected
+            assert float32_precision() == expected
     finally:
         torch.set_float32_matmul_precision(before)
 

@@ -7,6 +7,8 @@ HBM (22 KB a multiprocessor on an H200), and registers as the ahead-of-time comp
 import functools
 from typing import NamedTuple
 
+from fused_resnet.ops.launch import ceil_div, power_of_two
+
 # Partial results of a channel; more would make their merging cost what the reduction does.
 MAX_PARTS = 264
 # Waves of programs of a reduction: short of two, the last program to finish is waited for.
@@ -19,6 +21,7 @@ MAX_CHANNELS_PER_TILE = 128  # 256 bytes of bfloat16 side by side
 PASS_ELEMENTS, PASS_WARPS = 4096, 4
 REDUCTION_ELEMENTS, REDUCTION_WARPS = 4096, 8
 FLAT_ELEMENTS, FLAT_WARPS = 4096, 4
+PARAMETER_CHANNELS = 128  # of one program of a per-channel step
 
 
 class Tile(NamedTuple):
@@ -35,16 +38,6 @@ class Reduction(NamedTuple):
     tile: Tile
     parts: int
     rows_per_part: int
-
-
-def ceil_div(a: int, b: int) -> int:
-    """Return ``a / b``, rounded up."""
-    return -(-a // b)
-
-
-def power_of_two(n: int) -> int:
-    """Return the least power of two that is not below ``n``, at least 1."""
-    return 1 << max(n - 1, 0).bit_length()
 
 
 def reduction_stages(itemsize: int) -> int:

@@ -8,7 +8,8 @@ from typing import NamedTuple
 
 from fused_resnet.engines import GPU_NAMES
 from fused_resnet.engines.tuning import tuning
-from fused_resnet.ops.batch_norm_act.config import MAX_PARTS, ceil_div, power_of_two
+from fused_resnet.ops.batch_norm_act.config import MAX_PARTS
+from fused_resnet.ops.launch import ceil_div, power_of_two
 
 # The most inputs for which to do without an output where memory counts for more than time: K·K·N outgrows the passes.
 LEAN = 256
