@@ -12,7 +12,7 @@
 #include <string>
 #include <vector>
 
-#include "fused_resnet/types.h"
+#include "types.h"
 
 namespace fused_resnet {
 

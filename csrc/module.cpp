@@ -5,9 +5,9 @@
 #include <string>
 #include <vector>
 
-#include "fused_resnet/cuda/plan.h"
-#include "fused_resnet/isa.h"
-#include "fused_resnet/plan.h"
+#include "cpu/isa.h"
+#include "cpu/plan.h"
+#include "cuda/plan.h"
 
 namespace py = pybind11;
 

@@ -13,9 +13,9 @@
 
 #include "arguments.h"
 #include "batch_norm_act_arguments.h"
-#include "fused_resnet/batch_norm_channels.h"
-#include "fused_resnet/kernels.h"
-#include "fused_resnet/plan.h"
+#include "cpu/channel_math.h"
+#include "cpu/kernels.h"
+#include "cpu/plan.h"
 
 namespace fused_resnet {
 

@@ -11,7 +11,7 @@
 
 #include "arguments.h"
 #include "batch_norm_act_arguments.h"
-#include "fused_resnet/cuda/batch_norm_act.h"
+#include "cuda/kernels.h"
 
 namespace fused_resnet {
 

@@ -25,7 +25,7 @@ SOURCES = [*sorted(ROOT.glob("csrc/cuda/*.cu")), ROOT / "csrc/cuda/plan.cpp", EM
 def library(tmp_path_factory):
     compiler = shutil.which("g++") or pytest.skip("no g++, whose _Float16 stands in for half")
     torch_dir = Path(torch.__file__).parent
-    includes = [EMULATION, ROOT / "csrc", ROOT / "csrc/include", ROOT / "csrc/cuda"]
+    includes = [EMULATION, ROOT / "csrc"]
     includes += [torch_dir / "include", torch_dir / "include/torch/csrc/api/include"]
     defines = ["-DUSE_CUDA", "-DTORCH_STABLE_ONLY", "-DTORCH_TARGET_VERSION=0x020a000000000000"]
     options = ["-std=c++17", "-O1", "-fPIC", "-fvisibility=hidden", *defines, *(f"-I{folder}" for folder in includes)]

@@ -1,4 +1,4 @@
-#include "fused_resnet/isa.h"
+#include "isa.h"
 
 #include <cstdlib>
 #include <cstring>

@@ -1,4 +1,4 @@
-#include "fused_resnet/kernels.h"
+#include "kernels.h"
 
 namespace fused_resnet {
 

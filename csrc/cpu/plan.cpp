@@ -1,4 +1,4 @@
-#include "fused_resnet/plan.h"
+#include "plan.h"
 
 #include <algorithm>
 

@@ -1,7 +1,7 @@
 // The steps between the passes, which finish the partial results of a reduction: a few values a channel, in double.
 #pragma once
 
-#include "fused_resnet/cuda/batch_norm_act.h"
+#include "kernels.h"
 
 namespace fused_resnet::cuda {
 

@@ -8,7 +8,7 @@
 #include <cstdint>
 #include <cstring>
 
-#include "fused_resnet/cuda/batch_norm_act.h"
+#include "kernels.h"
 
 namespace fused_resnet::cuda {
 
@@ -127,11 +127,15 @@ __device__ void load_channels(const float* address, float (&values)[kVector]) {
   }
 }
 
+// Which way the rows are taken.  Reductions go from the last to the first: what was written last is what the
+// second-level cache still holds.  The pass that applies their result goes the other way, for the same reason.
+enum class Walk { kDown, kUp };
+
 // Whose channels and rows a thread has: `count` rows, `step` elements apart.
 template <int kVector>
 struct Position {
-  // kReverse: from the last row to the first.
-  __device__ Position(const Plan& plan, bool reverse) {
+  __device__ Position(const Plan& plan, Walk walk) {
+    const bool reverse = walk == Walk::kUp;
     const int64_t part = blockIdx.x / plan.column_tiles, tile = blockIdx.x % plan.column_tiles;
     const int column = threadIdx.x % plan.tile_columns, block_row = threadIdx.x / plan.tile_columns;
     channel = (tile * plan.tile_columns + column) * kVector;
@@ -177,6 +181,14 @@ __device__ void for_batches(const Position<kVector>& position, const Visitor& vi
     }
     visit(batch);
   }
+}
+
+// act.  NaN passes, as in stock torch.
+template <int kVector>
+__device__ void apply_act(bool relu, float (&z)[kVector]) {
+  if (!relu) return;
+#pragma unroll
+  for (int v = 0; v < kVector; ++v) z[v] = z[v] <= 0 ? 0 : z[v];
 }
 
 // Where G = grad or 0 comes from: the sign of z, or of a·x + b.
@@ -260,6 +272,11 @@ cudaError_t visit_bool(bool value, const Visitor& visitor) {
 template <typename Visitor>
 cudaError_t visit_sign(Sign sign, const Visitor& visitor) {
   return sign == Sign::kOfOutput ? visitor(Constant<Sign::kOfOutput>{}) : visitor(Constant<Sign::kOfPreactivation>{});
+}
+
+inline Plan plan_for(const Launch& launch, const Matrix& matrix, Occupancy occupancy,
+                     std::initializer_list<const void*> pointers, ChannelPart part = {0, 0}) {
+  return plan(matrix, vector_width(matrix, pointers, part), occupancy, launch.multiprocessors);
 }
 
 // Queues a kernel; a grid of nothing is no launch.

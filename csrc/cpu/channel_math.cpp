@@ -1,4 +1,4 @@
-#include "fused_resnet/batch_norm_channels.h"
+#include "channel_math.h"
 
 #include <cmath>
 #include <limits>

@@ -1,7 +1,7 @@
 // The kernels of one instruction set, declared for the table that holds them.
 #pragma once
 
-#include "fused_resnet/kernels.h"
+#include "cpu/kernels.h"
 
 namespace fused_resnet {
 namespace FUSED_RESNET_ISA {

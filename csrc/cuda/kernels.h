@@ -10,8 +10,8 @@
 
 #include <cstdint>
 
-#include "fused_resnet/cuda/plan.h"
-#include "fused_resnet/types.h"
+#include "plan.h"
+#include "types.h"
 
 namespace fused_resnet::cuda {
 

@@ -10,7 +10,7 @@
 #include <cstdint>
 #include <initializer_list>
 
-#include "fused_resnet/types.h"
+#include "types.h"
 
 #ifdef __CUDACC__
 #define FUSED_RESNET_HOST_DEVICE __host__ __device__

@@ -4,8 +4,6 @@
 
 #include <cstdint>
 
-#include "fused_resnet/types.h"
-
 namespace fused_resnet {
 
 // The most columns that a tile of a reduction has: its accumulators (three rows of doubles) stay in the L1 cache.

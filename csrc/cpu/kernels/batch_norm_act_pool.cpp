@@ -1,5 +1,3 @@
-#include "fused_resnet/batch_norm_act_pool.h"
-
 #include "kernels_isa.h"
 #include "vector.h"
 

@@ -11,7 +11,7 @@
 #include <immintrin.h>
 #endif
 
-#include "fused_resnet/types.h"
+#include "types.h"
 
 #define FUSED_RESNET_INLINE inline __attribute__((always_inline))
 
@@ -25,6 +25,10 @@ inline constexpr int kVectorBytes = 32;
 #else
 inline constexpr int kVectorBytes = 16;
 #endif
+
+struct BFloat16 {
+  uint16_t bits;
+};
 
 template <typename E, int N>
 struct VectorOf {
