@@ -6,11 +6,10 @@
 #include <memory>
 #include <tuple>
 
-#include "kernels.h"
 #include "layout.h"
 #include "ops/allocation.h"
 
-namespace fused_resnet {
+namespace fused_resnet::cpu {
 namespace {
 
 void check_window(const Arguments& arguments, const Sizes& kernel_size, const Sizes& stride, const Sizes& padding) {
@@ -62,13 +61,13 @@ std::tuple<Tensor, Tensor> batch_norm_act_pool(const Tensor& x, const Tensor& af
   Tensor z = empty_image(arguments, out_sizes, x.scalar_type());
   Tensor index = empty_image(arguments, out_sizes, ScalarType::Byte);
 
-  const int64_t accumulator_size = itemsize(arguments.accumulator());
+  const int64_t size = accumulator_size(arguments.dtype());
   const char* scale = static_cast<const char*>(data(affine));
   const BatchNormActPool op = {
       shape,
       data(x),
       scale,
-      scale + arguments.channels() * accumulator_size,
+      scale + arguments.channels() * size,
       z.mutable_data_ptr(),
       static_cast<uint8_t*>(index.mutable_data_ptr()),
       relu,
@@ -76,7 +75,7 @@ std::tuple<Tensor, Tensor> batch_norm_act_pool(const Tensor& x, const Tensor& af
   const int64_t pitch = shape.width * shape.channels;
   const int64_t grain = std::max<int64_t>(1, kGrainElements / std::max<int64_t>(1, pitch * shape.stride[0]));
   torch::stable::parallel_for(0, shape.images * shape.out_height, grain, [&](int64_t begin, int64_t end) {
-    const std::unique_ptr<char[]> scratch(new char[static_cast<size_t>(shape.kernel[0] * pitch * accumulator_size)]);
+    const std::unique_ptr<char[]> scratch(new char[static_cast<size_t>(shape.kernel[0] * pitch * size)]);
     kernels().batch_norm_act_pool(op, {begin, end}, scratch.get());
   });
   return {z, index};
@@ -102,9 +101,9 @@ Tensor max_pool_backward(const Tensor& grad, const Tensor& index, const Sizes& s
 }
 
 }  // namespace
-}  // namespace fused_resnet
+}  // namespace fused_resnet::cpu
 
 STABLE_TORCH_LIBRARY_IMPL(fused_resnet, CPU, m) {
-  m.impl("batch_norm_act_pool", TORCH_BOX(&fused_resnet::batch_norm_act_pool));
-  m.impl("max_pool_backward", TORCH_BOX(&fused_resnet::max_pool_backward));
+  m.impl("batch_norm_act_pool", TORCH_BOX(&fused_resnet::cpu::batch_norm_act_pool));
+  m.impl("max_pool_backward", TORCH_BOX(&fused_resnet::cpu::max_pool_backward));
 }

@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-namespace fused_resnet {
+namespace fused_resnet::cpu {
 
 // Merges the moments of `parts` disjoint parts of a batch (Chan et al., "Updating formulae and a pairwise algorithm for
 // computing sample variances", 1979) into the mean and biased variance of the whole.  means, m2s: [parts, channels].
@@ -26,4 +26,4 @@ void finish_coefficients(const A* sum_grad, const A* sum_centred, const A* mean,
                          double eps, int64_t count, bool batch_stats, int64_t channels, A* grad_weight, A* grad_bias,
                          A* coefficients);
 
-}  // namespace fused_resnet
+}  // namespace fused_resnet::cpu

@@ -1,44 +1,48 @@
-// Per-channel tensors in C++'s types.
+// Per-channel values in C++'s types.
 #pragma once
 
+#include <torch/headeronly/util/BFloat16.h>
+#include <torch/headeronly/util/Half.h>
+
+#include <cstdint>
 #include <vector>
 
-#include "ops/arguments.h"
+#include "ops/engine.h"
 
-namespace fused_resnet {
+namespace fused_resnet::cpu {
 
-// visitor(A{}) with the C++ type of the accumulators.
+// visitor(A{}) with the type that the kernels accumulate elements of a dtype in.
 template <typename Visitor>
-void visit_accumulator(ScalarType dtype, const Visitor& visitor) {
-  dtype == ScalarType::Double ? visitor(double{}) : visitor(float{});
+void visit_accumulator(DType dtype, const Visitor& visitor) {
+  dtype == DType::kFloat64 ? visitor(double{}) : visitor(float{});
 }
 
-// visitor(values), typed, of a parameter or a running statistic.
+inline int64_t accumulator_size(DType dtype) { return dtype == DType::kFloat64 ? sizeof(double) : sizeof(float); }
+
+// visitor(T{}) with the type of a parameter or a running statistic.
 template <typename Visitor>
-void visit_parameter(const Tensor& t, const Visitor& visitor) {
-  void* values = t.mutable_data_ptr();
-  switch (t.scalar_type()) {
-    case ScalarType::Double:
-      return visitor(static_cast<double*>(values));
-    case ScalarType::BFloat16:
-      return visitor(static_cast<torch::headeronly::BFloat16*>(values));
-    case ScalarType::Half:
-      return visitor(static_cast<torch::headeronly::Half*>(values));
-    default:
-      return visitor(static_cast<float*>(values));
+void visit_parameter(DType dtype, const Visitor& visitor) {
+  switch (dtype) {
+    case DType::kFloat64:
+      return visitor(double{});
+    case DType::kBFloat16:
+      return visitor(torch::headeronly::BFloat16{});
+    case DType::kFloat16:
+      return visitor(torch::headeronly::Half{});
+    case DType::kFloat32:
+      return visitor(float{});
   }
 }
 
 // A parameter, if it is given, in double.
-class Parameter {
+class ParameterValues {
  public:
-  explicit Parameter(const OptionalTensor& t) : given_(t.has_value()) {
+  ParameterValues(const Parameter& parameter, int64_t channels) : given_(parameter.values != nullptr) {
     if (!given_) return;
-    visit_parameter(*t, [&](const auto* values) {
-      values_.resize(static_cast<size_t>(t->size(0)));
-      for (size_t c = 0; c < values_.size(); ++c) {
-        values_[c] = static_cast<double>(values[static_cast<int64_t>(c) * t->stride(0)]);
-      }
+    values_.reserve(static_cast<size_t>(channels));
+    visit_parameter(parameter.dtype, [&](auto element) {
+      const auto* values = static_cast<const decltype(element)*>(parameter.values);
+      for (int64_t c = 0; c < channels; ++c) values_.push_back(static_cast<double>(values[c * parameter.stride]));
     });
   }
 
@@ -49,4 +53,4 @@ class Parameter {
   std::vector<double> values_;
 };
 
-}  // namespace fused_resnet
+}  // namespace fused_resnet::cpu

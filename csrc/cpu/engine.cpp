@@ -1,7 +1,5 @@
 // The CPU engine, on torch's stable ABI, so that one library serves every torch from the version that it is built for.
-#include "ops/engine.h"
-
-#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include "ops/arguments.h"
 
 namespace fused_resnet {
 

@@ -3,8 +3,7 @@
 #include <cstdlib>
 #include <cstring>
 
-namespace fused_resnet {
-
+namespace fused_resnet::cpu {
 namespace {
 
 bool supported(Isa isa) {
@@ -53,4 +52,4 @@ bool isa_built(Isa isa) {
 #endif
 }
 
-}  // namespace fused_resnet
+}  // namespace fused_resnet::cpu

@@ -8,9 +8,9 @@
 #include <cstdint>
 
 #include "isa.h"
-#include "types.h"
+#include "ops/engine.h"
 
-namespace fused_resnet {
+namespace fused_resnet::cpu {
 
 // Half-open, as everywhere.
 struct Range {
@@ -183,4 +183,4 @@ struct Kernels {
 // Those of isa().
 const Kernels& kernels();
 
-}  // namespace fused_resnet
+}  // namespace fused_resnet::cpu

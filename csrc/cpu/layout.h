@@ -9,11 +9,11 @@
 #include <vector>
 
 #include "channel_math.h"
+#include "channel_values.h"
 #include "kernels.h"
-#include "ops/arguments.h"
 #include "plan.h"
 
-namespace fused_resnet {
+namespace fused_resnet::cpu {
 
 // Work of fewer elements than this stays on one thread.
 inline constexpr int64_t kGrainElements = 32 << 10;
@@ -23,26 +23,17 @@ inline constexpr int64_t kGrainElements = 32 << 10;
 inline constexpr int64_t kStreamBytes = 16 << 20;
 inline constexpr int64_t kStreamAlignment = 64;
 
-// How the kernels see the arguments' activations.
+// How the kernels see an operation's activations.
 struct Layout {
-  explicit Layout(const Arguments& arguments) {
-    const Sizes s = arguments.sizes();
-    const int64_t pixels = s[0] * s[2] * s[3];
-    activation.dtype = arguments.dtype();
-    activation.planes = !arguments.channels_last();
-    activation.numel = pixels * s[1];
-    activation.channels = s[1];
-    if (activation.planes) {
-      activation.length = s[2] * s[3];
-    } else {
-      plan = fused_resnet::plan(pixels, s[1], itemsize(arguments.anchor().scalar_type()));
-      activation.length = plan.row_length;
-    }
+  explicit Layout(const Image& image) {
+    if (image.channels_last) plan = cpu::plan(image.pixels, image.channels, itemsize(image.dtype));
+    const int64_t length = image.channels_last ? plan.row_length : image.plane;
+    activation = {image.dtype, !image.channels_last, image.pixels * image.channels, length, image.channels};
   }
 
   // Whether an output is worth storing past the caches, and may be.
-  bool streams(std::initializer_list<const void*> outputs, ScalarType dtype) const {
-    const int64_t size = itemsize(dtype);
+  bool streams(std::initializer_list<const void*> outputs) const {
+    const int64_t size = itemsize(activation.dtype);
     if (activation.numel * size < kStreamBytes || activation.length * size % kStreamAlignment != 0) return false;
     return std::all_of(outputs.begin(), outputs.end(),
                        [](const void* p) { return reinterpret_cast<uintptr_t>(p) % kStreamAlignment == 0; });
@@ -52,17 +43,17 @@ struct Layout {
   Plan plan{};  // channels_last only
 };
 
-// The rows of a [rows, C] tensor, each repeated as often as a row of the activation has pixels.
+// The rows of a [rows, C] tensor, if there is one, each repeated as often as a row of the activation has pixels.
 class ChannelRows {
  public:
-  ChannelRows(const OptionalTensor& t, const Layout& layout) {
-    if (!t.has_value()) return;
+  ChannelRows(const void* values, int64_t rows, const Layout& layout) {
+    if (values == nullptr) return;
     const int64_t channels = layout.activation.channels;
     const int64_t repeat = layout.activation.planes ? 1 : std::max<int64_t>(layout.plan.repeat, 1);
-    const size_t row_bytes = static_cast<size_t>(channels * itemsize(t->scalar_type()));
+    const size_t row_bytes = static_cast<size_t>(channels * accumulator_size(layout.activation.dtype));
     pitch_ = row_bytes * static_cast<size_t>(repeat);
-    rows_ = t->size(0);
-    values_ = static_cast<const char*>(t->const_data_ptr());
+    rows_ = rows;
+    values_ = static_cast<const char*>(values);
     if (repeat == 1) return;
     repeated_ = std::make_unique<char[]>(pitch_ * static_cast<size_t>(rows_));
     char* out = repeated_.get();
@@ -128,4 +119,4 @@ std::vector<double> sum_over_tiles(const Layout& layout, int64_t values, const F
   return total;
 }
 
-}  // namespace fused_resnet
+}  // namespace fused_resnet::cpu

@@ -1,29 +1,26 @@
 #include <algorithm>
 #include <vector>
 
-#include "channel_values.h"
 #include "layout.h"
 
 namespace fused_resnet {
 
-void engine::masked_grad(const Arguments& arguments, const Tensor& grad, const OptionalTensor& other, const Tensor& z,
-                         const Tensor& masked, const Tensor& sum_grad) {
-  const Layout layout(arguments);
+void engine::masked_grad(const ChannelArguments&, const MaskedGrad& op) {
+  const cpu::Layout layout(op.image);
   // in place every line written is in the caches
-  const bool stream = data(masked) != data(grad) && layout.streams({data(masked)}, grad.scalar_type());
-  const std::vector<double> total = sum_over_tiles(layout, 1, [&](double* partial, Tile tile) {
-    kernels().masked_grad(
-        {layout.activation, data(grad), data(other), data(z), masked.mutable_data_ptr(), partial, stream}, tile);
+  const bool stream = op.masked != op.grad && layout.streams({op.masked});
+  const std::vector<double> total = cpu::sum_over_tiles(layout, 1, [&](double* sums, cpu::Tile tile) {
+    cpu::kernels().masked_grad({layout.activation, op.grad, op.other, op.z, op.masked, sums, stream}, tile);
   });
-  visit_accumulator(arguments.accumulator(), [&](auto accumulator) {
-    std::copy(total.begin(), total.end(), static_cast<decltype(accumulator)*>(sum_grad.mutable_data_ptr()));
+  cpu::visit_accumulator(op.image.dtype, [&](auto accumulator) {
+    std::copy(total.begin(), total.end(), static_cast<decltype(accumulator)*>(op.sums));
   });
 }
 
-void engine::add_masked(const Arguments& arguments, const Tensor& grad, const OptionalTensor& z, const Tensor& dx) {
-  const Layout layout(arguments);
-  const AddMasked op = {layout.activation, data(grad), data(z), dx.mutable_data_ptr()};
-  parallel_for_rows(layout.activation, [&](Range rows) { kernels().add_masked(op, rows); });
+void engine::add_masked(const ChannelArguments&, const AddMasked& op) {
+  const cpu::Layout layout(op.image);
+  const cpu::AddMasked pass = {layout.activation, op.grad, op.z, op.dx};
+  cpu::parallel_for_rows(layout.activation, [&](cpu::Range rows) { cpu::kernels().add_masked(pass, rows); });
 }
 
 }  // namespace fused_resnet

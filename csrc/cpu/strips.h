@@ -3,7 +3,7 @@
 
 #include "layout.h"
 
-namespace fused_resnet {
+namespace fused_resnet::cpu {
 
 // Elements of the rows that are laid out at a time: a small part of the L1 cache, so that the loads of one strip are
 // under way while the arithmetic of the one before is done.
@@ -30,9 +30,9 @@ inline void copy_pixel(char* to, const char* from, int64_t bytes) {
 // it had all channels, or null where it has none of them.  Contiguous, a row is a plane, which the tensor has or lacks.
 // channels_last, its pixels are copied into (kWrites: out of) a strip that is 0 in the channels that it lacks.
 template <bool kWrites, typename Visitor>
-void for_each_strip(const Layout& layout, ChannelPart part, int64_t size, const void* tensor, Range rows,
-                    const Visitor& visitor) {
+void for_each_strip(const Layout& layout, ChannelPart part, const void* tensor, Range rows, const Visitor& visitor) {
   const Activation& activation = layout.activation;
+  const int64_t size = itemsize(activation.dtype);
   const int64_t channels = activation.channels, row_bytes = activation.length * size;
   if (activation.planes) {
     for (int64_t row = rows.begin, end; row < rows.end; row = end) {
@@ -62,4 +62,4 @@ void for_each_strip(const Layout& layout, ChannelPart part, int64_t size, const 
   }
 }
 
-}  // namespace fused_resnet
+}  // namespace fused_resnet::cpu

@@ -2,8 +2,9 @@
 #include <torch/csrc/stable/library.h>
 
 #include "channel_values.h"
+#include "ops/arguments.h"
 
-namespace fused_resnet {
+namespace fused_resnet::cpu {
 namespace {
 
 // running += momentum·(batch − running), as torch.nn.BatchNorm2d moves its statistics.
@@ -45,12 +46,14 @@ void update_running_stats_(const std::vector<Tensor>& means, const std::vector<T
     // a cumulative average where there is no momentum
     const double weight =
         momentum.has_value() ? *momentum : 1 / static_cast<double>(*static_cast<const int64_t*>(data(counters[i])));
-    visit_accumulator(arguments.accumulator(), [&](auto accumulator) {
+    visit_accumulator(dtype_of(arguments.accumulator()), [&](auto accumulator) {
       const auto* batch = static_cast<const decltype(accumulator)*>(data(moments[i]));
       const auto move = [&](const char* name, const Tensor& running, const auto* values) {
         arguments.check_parameter(name, running);
-        visit_parameter(running,
-                        [&](auto* target) { move_running(target, running.stride(0), values, weight, channels); });
+        visit_parameter(dtype_of(running.scalar_type()), [&](auto element) {
+          auto* target = static_cast<decltype(element)*>(running.mutable_data_ptr());
+          move_running(target, running.stride(0), values, weight, channels);
+        });
       };
       move("means", means[i], batch);
       move("variances", variances[i], batch + 2 * channels);
@@ -59,8 +62,8 @@ void update_running_stats_(const std::vector<Tensor>& means, const std::vector<T
 }
 
 }  // namespace
-}  // namespace fused_resnet
+}  // namespace fused_resnet::cpu
 
 STABLE_TORCH_LIBRARY_IMPL(fused_resnet, CPU, m) {
-  m.impl("update_running_stats_", TORCH_BOX(&fused_resnet::update_running_stats_));
+  m.impl("update_running_stats_", TORCH_BOX(&fused_resnet::cpu::update_running_stats_));
 }

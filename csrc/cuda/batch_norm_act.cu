@@ -18,11 +18,11 @@ __global__ void __launch_bounds__(kActOccupancy.threads, kActOccupancy.blocks) a
   PartPosition<kVector> part(position, plan, op.residual_part);
   const T* residual = static_cast<const T*>(op.residual);
   float scale[kVector], shift[kVector], residual_scale[kVector], residual_shift[kVector];
-  load_channels(op.affine + position.channel, scale);
-  load_channels(op.affine + plan.channels + position.channel, shift);
+  load_channels(floats(op.affine) + position.channel, scale);
+  load_channels(floats(op.affine) + plan.channels + position.channel, shift);
   if constexpr (kTwo) {
-    load_channels(op.residual_affine + position.channel, residual_scale);
-    load_channels(op.residual_affine + plan.channels + position.channel, residual_shift);
+    load_channels(floats(op.residual_affine) + position.channel, residual_scale);
+    load_channels(floats(op.residual_affine) + plan.channels + position.channel, residual_shift);
   }
   for_batches<kRows>(position, [&](const Batch<kRows>& batch) {
     Packed<T, kVector> xs[kRows], residuals[kRows];
@@ -56,9 +56,9 @@ __global__ void __launch_bounds__(kActOccupancy.threads, kActOccupancy.blocks) a
 }  // namespace
 
 cudaError_t batch_norm_act(const Launch& launch, const BatchNormAct& op) {
-  const Plan plan = plan_for(launch, op.matrix, kActOccupancy, {op.x, op.affine, op.residual, op.residual_affine, op.z},
+  const Plan plan = plan_for(launch, op.image, kActOccupancy, {op.x, op.affine, op.residual, op.residual_affine, op.z},
                              op.residual_part);
-  return visit_elements(op.matrix.dtype, plan.vector, [&](auto element, auto vector) {
+  return visit_elements(op.image.dtype, plan.vector, [&](auto element, auto vector) {
     return visit_beside(op.residual_affine != nullptr, op.residual_part, plan.channels, [&](auto beside) {
       return launch_kernel(act_kernel<decltype(element), vector.value, beside.value>, plan.blocks(),
                            kActOccupancy.threads, launch.stream, plan, op);

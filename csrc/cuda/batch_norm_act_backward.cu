@@ -1,4 +1,3 @@
-#include "batch_norm_channels.cuh"
 #include "beside.cuh"
 #include "reduction.cuh"
 
@@ -15,14 +14,16 @@ constexpr int kBackwardOfTwoRows = 2;
 // Bytes: 2s an element, s for each of z and residual.
 template <typename T, int kVector, Sign kSign, bool kTwo>
 __global__ void __launch_bounds__(kReductionOccupancy.threads, kReductionOccupancy.blocks)
-    reduce_kernel(BatchNormActReduce op) {
+    reduce_kernel(Reduction<BatchNormActReduce, float> reduction) {
+  const Plan& plan = reduction.plan;
+  const BatchNormActReduce& op = reduction.op;
   constexpr int kRows = kTwo ? kReduceOfTwoRows : kReduceRows;
   __shared__ float shared[kReductionOccupancy.threads * kVector];
-  const Position<kVector> position(op.plan, Walk::kUp);
-  Gradient<T, kVector, kRows, kSign> gradient(op.gradient, position, op.plan.channels);
+  const Position<kVector> position(plan, Walk::kUp);
+  Gradient<T, kVector, kRows, kSign> gradient(op.gradient, position, plan.channels);
   float mean[kVector], residual_mean[kVector];
-  load_channels(op.mean + position.channel, mean);
-  if constexpr (kTwo) load_channels(op.residual_mean + position.channel, residual_mean);
+  load_channels(floats(op.mean) + position.channel, mean);
+  if constexpr (kTwo) load_channels(floats(op.residual_mean) + position.channel, residual_mean);
 
   float sum[kVector] = {}, centred[kVector] = {}, residual_centred[kVector] = {};
   for_batches<kRows>(position, [&](const Batch<kRows>& batch) {
@@ -51,12 +52,12 @@ __global__ void __launch_bounds__(kReductionOccupancy.threads, kReductionOccupan
     }
   });
 
-  const Owner owner(op.plan, kVector);
-  float* out = op.partial + owner.part * op.plan.channels + owner.channel;
+  const Owner owner(plan, kVector);
+  float* out = reduction.partial + owner.part * plan.channels + owner.channel;
   const auto write = [&](const float (&values)[kVector]) {
-    const double total = sum_of_rows(values, owner, op.plan.block_rows, shared);
+    const double total = sum_of_rows(values, owner, plan.block_rows, shared);
     if (owner.writes) *out = static_cast<float>(total);
-    out += op.plan.parts * op.plan.channels;
+    out += plan.parts * plan.channels;
   };
   write(sum);
   write(centred);
@@ -68,7 +69,7 @@ template <int kVector>
 struct InputGradient {
   __device__ InputGradient(const Coefficients& coefficients, int64_t channel, int64_t channels)
       : batch_stats(coefficients.batch_stats) {
-    const float* row = coefficients.rows + channel;
+    const float* row = floats(coefficients.rows) + channel;
     load_channels(row, scale);
     if (!batch_stats) return;
     load_channels(row + channels, mean_grad);
@@ -145,25 +146,28 @@ __global__ void __launch_bounds__(kBackwardOccupancy.threads, kBackwardOccupancy
 
 }  // namespace
 
-cudaError_t batch_norm_act_reduce(const Launch& launch, const BatchNormActReduce& op) {
-  const cudaError_t error = visit_elements(op.dtype, op.plan.vector, [&](auto element, auto vector) {
+cudaError_t batch_norm_act_reduce(const Launch& launch, const Reduction<BatchNormActReduce, float>& reduction) {
+  const Plan& plan = reduction.plan;
+  const BatchNormActReduce& op = reduction.op;
+  const cudaError_t error = visit_elements(op.image.dtype, plan.vector, [&](auto element, auto vector) {
     return visit_sign(sign_of(op.gradient), [&](auto sign) {
       return visit_bool(op.residual_mean != nullptr, [&](auto two) {
-        return launch_kernel(reduce_kernel<decltype(element), vector.value, sign.value, two.value>, op.plan.blocks(),
-                             kReductionOccupancy.threads, launch.stream, op);
+        return launch_kernel(reduce_kernel<decltype(element), vector.value, sign.value, two.value>, plan.blocks(),
+                             kReductionOccupancy.threads, launch.stream, reduction);
       });
     });
   });
   const int rows = op.residual_mean == nullptr ? 2 : 3;
-  return error != cudaSuccess ? error : finish_sums(launch, {op.plan, rows, op.partial, op.sums});
+  return error != cudaSuccess ? error
+                              : finish_sums(launch, {plan, rows, reduction.partial, static_cast<float*>(op.sums)});
 }
 
 cudaError_t batch_norm_act_backward(const Launch& launch, const BatchNormActBackward& op) {
-  const Plan plan = plan_for(launch, op.matrix, kBackwardOccupancy,
+  const Plan plan = plan_for(launch, op.image, kBackwardOccupancy,
                              {op.gradient.grad, op.gradient.z, op.gradient.affine, op.x, op.coefficients.rows, op.dx,
                               op.masked, op.residual, op.residual_coefficients.rows, op.residual_dx, op.z},
                              op.masked_part);
-  return visit_elements(op.matrix.dtype, plan.vector, [&](auto element, auto vector) {
+  return visit_elements(op.image.dtype, plan.vector, [&](auto element, auto vector) {
     // what computes the activation has its sign
     return visit_sign(op.z != nullptr ? Sign::kOfPreactivation : sign_of(op.gradient), [&](auto sign) {
       return visit_beside(op.residual != nullptr, op.masked_part, plan.channels, [&](auto beside) {

@@ -1,4 +1,3 @@
-#include "batch_norm_channels.cuh"
 #include "reduction.cuh"
 
 namespace fused_resnet::cuda {
@@ -87,13 +86,15 @@ __global__ void __launch_bounds__(kReductionOccupancy.threads, kReductionOccupan
 
 }  // namespace
 
-cudaError_t batch_norm_stats(const Launch& launch, const BatchNormStats& op) {
-  const cudaError_t error = visit_elements(op.dtype, op.plan.vector, [&](auto element, auto vector) {
+cudaError_t batch_norm_stats(const Launch& launch, const Reduction<BatchNormStats, double>& reduction) {
+  const Plan& plan = reduction.plan;
+  const BatchNormStats& op = reduction.op;
+  const cudaError_t error = visit_elements(op.image.dtype, plan.vector, [&](auto element, auto vector) {
     using T = decltype(element);
-    return launch_kernel(stats_kernel<T, vector.value>, op.plan.blocks(), kReductionOccupancy.threads, launch.stream,
-                         op.plan, static_cast<const T*>(op.x), op.partial);
+    return launch_kernel(stats_kernel<T, vector.value>, plan.blocks(), kReductionOccupancy.threads, launch.stream, plan,
+                         static_cast<const T*>(op.x), reduction.partial);
   });
-  return error != cudaSuccess ? error : finish_stats(launch, op);
+  return error != cudaSuccess ? error : finish_stats(launch, reduction);
 }
 
 }  // namespace fused_resnet::cuda

@@ -1,4 +1,3 @@
-#include "batch_norm_channels.cuh"
 #include "reduction.cuh"
 
 namespace fused_resnet::cuda {
@@ -13,11 +12,13 @@ constexpr int kAddMaskedRows = 2;
 // Bytes: 3s an element, 4s with other.
 template <typename T, int kVector>
 __global__ void __launch_bounds__(kReductionOccupancy.threads, kReductionOccupancy.blocks)
-    masked_grad_kernel(MaskedGrad op) {
+    masked_grad_kernel(Reduction<MaskedGrad, float> reduction) {
+  const Plan& plan = reduction.plan;
+  const MaskedGrad& op = reduction.op;
   __shared__ float shared[kReductionOccupancy.threads * kVector];
-  const Position<kVector> position(op.plan, Walk::kUp);
+  const Position<kVector> position(plan, Walk::kUp);
   const MaskedGradient masked = {op.grad, op.z, nullptr, true};
-  Gradient<T, kVector, kMaskedGradRows, Sign::kOfOutput> gradient(masked, position, op.plan.channels);
+  Gradient<T, kVector, kMaskedGradRows, Sign::kOfOutput> gradient(masked, position, plan.channels);
   float sum[kVector] = {};
   for_batches<kMaskedGradRows>(position, [&](const Batch<kMaskedGradRows>& batch) {
     Packed<T, kVector> others[kMaskedGradRows];
@@ -36,9 +37,9 @@ __global__ void __launch_bounds__(kReductionOccupancy.threads, kReductionOccupan
     }
   });
 
-  const Owner owner(op.plan, kVector);
-  const double total = sum_of_rows(sum, owner, op.plan.block_rows, shared);
-  if (owner.writes) op.partial[owner.part * op.plan.channels + owner.channel] = static_cast<float>(total);
+  const Owner owner(plan, kVector);
+  const double total = sum_of_rows(sum, owner, plan.block_rows, shared);
+  if (owner.writes) reduction.partial[owner.part * plan.channels + owner.channel] = static_cast<float>(total);
 }
 
 // dx += G, with G = grad, or 0 where z <= 0.  Bytes: 3s an element, 4s with z.
@@ -68,17 +69,19 @@ __global__ void __launch_bounds__(kAddMaskedOccupancy.threads, kAddMaskedOccupan
 
 }  // namespace
 
-cudaError_t masked_grad(const Launch& launch, const MaskedGrad& op) {
-  const cudaError_t error = visit_elements(op.dtype, op.plan.vector, [&](auto element, auto vector) {
-    return launch_kernel(masked_grad_kernel<decltype(element), vector.value>, op.plan.blocks(),
-                         kReductionOccupancy.threads, launch.stream, op);
+cudaError_t masked_grad(const Launch& launch, const Reduction<MaskedGrad, float>& reduction) {
+  const Plan& plan = reduction.plan;
+  const MaskedGrad& op = reduction.op;
+  const cudaError_t error = visit_elements(op.image.dtype, plan.vector, [&](auto element, auto vector) {
+    return launch_kernel(masked_grad_kernel<decltype(element), vector.value>, plan.blocks(),
+                         kReductionOccupancy.threads, launch.stream, reduction);
   });
-  return error != cudaSuccess ? error : finish_sums(launch, {op.plan, 1, op.partial, op.sums});
+  return error != cudaSuccess ? error : finish_sums(launch, {plan, 1, reduction.partial, static_cast<float*>(op.sums)});
 }
 
 cudaError_t add_masked(const Launch& launch, const AddMasked& op) {
-  const Plan plan = plan_for(launch, op.matrix, kAddMaskedOccupancy, {op.grad, op.z, op.dx});
-  return visit_elements(op.matrix.dtype, plan.vector, [&](auto element, auto vector) {
+  const Plan plan = plan_for(launch, op.image, kAddMaskedOccupancy, {op.grad, op.z, op.dx});
+  return visit_elements(op.image.dtype, plan.vector, [&](auto element, auto vector) {
     return launch_kernel(add_masked_kernel<decltype(element), vector.value>, plan.blocks(), kAddMaskedOccupancy.threads,
                          launch.stream, plan, op);
   });

@@ -1,4 +1,4 @@
-// How the blocks of a reduction add their rows up.
+// What reductions end in: the sums of a block, and the kernels that merge the parts, a few values a channel in double.
 #pragma once
 
 #include "vector.cuh"
@@ -33,5 +33,19 @@ __device__ double sum_of_rows(const float (&values)[kVector], const Owner& owner
   }
   return sum;
 }
+
+// moments and affine from the partial moments.
+cudaError_t finish_stats(const Launch& launch, const Reduction<BatchNormStats, double>& reduction);
+
+// What a reduction of gradients leaves.
+struct PartialSums {
+  Plan plan;
+  int rows;              // 1: ΣG;  2, 3: and ΣG·(x − mean) of one branch, of two
+  const float* partial;  // [rows, parts, channels]
+  float* sums;           // [1, 2 or 4, channels]
+};
+
+// sums from the partial ones.
+cudaError_t finish_sums(const Launch& launch, const PartialSums& op);
 
 }  // namespace fused_resnet::cuda

@@ -114,6 +114,10 @@ struct Packed {
   Bits bits;
 };
 
+// A per-channel tensor, as it is on a GPU.
+__device__ inline const float* floats(const void* channels) { return static_cast<const float*>(channels); }
+__device__ inline float* floats(void* channels) { return static_cast<float*>(channels); }
+
 // A thread's part of a per-channel row.
 template <int kVector>
 __device__ void load_channels(const float* address, float (&values)[kVector]) {
@@ -202,8 +206,8 @@ struct Gradient {
   __device__ Gradient(const MaskedGradient& op, const Position<kVector>& position, int64_t channels)
       : grad(static_cast<const T*>(op.grad)), z(op.relu ? static_cast<const T*>(op.z) : nullptr) {
     if constexpr (kSign == Sign::kOfPreactivation) {
-      load_channels(op.affine + position.channel, scale);
-      load_channels(op.affine + channels + position.channel, shift);
+      load_channels(floats(op.affine) + position.channel, scale);
+      load_channels(floats(op.affine) + channels + position.channel, shift);
     }
   }
 
@@ -274,8 +278,9 @@ cudaError_t visit_sign(Sign sign, const Visitor& visitor) {
   return sign == Sign::kOfOutput ? visitor(Constant<Sign::kOfOutput>{}) : visitor(Constant<Sign::kOfPreactivation>{});
 }
 
-inline Plan plan_for(const Launch& launch, const Matrix& matrix, Occupancy occupancy,
+inline Plan plan_for(const Launch& launch, const Image& image, Occupancy occupancy,
                      std::initializer_list<const void*> pointers, ChannelPart part = {0, 0}) {
+  const Matrix matrix = matrix_of(image);
   return plan(matrix, vector_width(matrix, pointers, part), occupancy, launch.multiprocessors);
 }
 

@@ -1,14 +1,51 @@
 // Checks of the operations' arguments.  An error names the operation, the argument, what was wanted and what came.
 #pragma once
 
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+
 #include <algorithm>
+#include <optional>
 #include <sstream>
 #include <stdexcept>
 #include <string>
+#include <vector>
 
 #include "engine.h"
 
 namespace fused_resnet {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+using OptionalTensor = std::optional<Tensor>;
+using Sizes = std::vector<int64_t>;
+
+// What the kernels of this library take.
+struct Engine {
+  int32_t device_type;  // as aoti_torch_device_type_cpu() numbers them
+  std::vector<ScalarType> dtypes;
+  bool contiguous;  // the memory format, beside channels_last
+};
+extern const Engine kEngine;
+
+inline const void* data(const Tensor& t) { return t.const_data_ptr(); }
+inline const void* data(const OptionalTensor& t) { return t.has_value() ? t->const_data_ptr() : nullptr; }
+
+inline Sizes sizes_of(const Tensor& t) { return {t.sizes().begin(), t.sizes().end()}; }
+
+// The engines' name of a floating dtype.
+inline DType dtype_of(ScalarType dtype) {
+  switch (dtype) {
+    case ScalarType::Double:
+      return DType::kFloat64;
+    case ScalarType::BFloat16:
+      return DType::kBFloat16;
+    case ScalarType::Half:
+      return DType::kFloat16;
+    default:
+      return DType::kFloat32;
+  }
+}
 
 // ---- how a message shows what came
 
@@ -102,27 +139,36 @@ class ChannelArguments {
     }
   }
 
+  void check_dtype(const char* name, const Tensor& t, ScalarType dtype) const {
+    if (t.scalar_type() == dtype) return;
+    fail(name, std::string("dtype ") + torch::headeronly::toString(dtype),
+         torch::headeronly::toString(t.scalar_type()));
+  }
+
   // A [rows, C] tensor of accumulators.
   void check_channels(const char* name, const Tensor& t, int64_t rows) const {
     const Sizes wanted = {rows, channels_};
     if (sizes_of(t) != wanted) fail(name, "shape " + to_string(wanted), to_string(sizes_of(t)));
-    if (t.scalar_type() != accumulator_) {
-      fail(name, std::string("dtype ") + torch::headeronly::toString(accumulator_),
-           torch::headeronly::toString(t.scalar_type()));
-    }
+    check_dtype(name, t, accumulator_);
     if (!t.is_contiguous()) fail(name, "contiguous strides", describe_strides(t));
     check_device(name, t);
   }
 
-  // A [C] vector of any floating dtype, if it is given: a parameter or a running statistic.
-  void check_parameter(const char* name, const OptionalTensor& t) const {
-    if (!t.has_value()) return;
+  // A [C] vector of any floating dtype: a parameter or a running statistic.
+  void check_parameter(const char* name, const Tensor& t) const {
     const Sizes wanted = {channels_};
-    if (sizes_of(*t) != wanted) fail(name, "shape " + to_string(wanted), to_string(sizes_of(*t)));
-    if (!contains({ScalarType::Float, ScalarType::Double, ScalarType::BFloat16, ScalarType::Half}, t->scalar_type())) {
-      fail(name, "a floating dtype", torch::headeronly::toString(t->scalar_type()));
+    if (sizes_of(t) != wanted) fail(name, "shape " + to_string(wanted), to_string(sizes_of(t)));
+    if (!contains({ScalarType::Float, ScalarType::Double, ScalarType::BFloat16, ScalarType::Half}, t.scalar_type())) {
+      fail(name, "a floating dtype", torch::headeronly::toString(t.scalar_type()));
     }
-    check_device(name, *t);
+    check_device(name, t);
+  }
+
+  // The same, if it is given, checked and as the engines see it.
+  Parameter parameter(const char* name, const OptionalTensor& t) const {
+    if (!t.has_value()) return {nullptr, DType::kFloat32, 0};
+    check_parameter(name, *t);
+    return {data(t), dtype_of(t->scalar_type()), t->stride(0)};
   }
 
   const Tensor& anchor() const { return anchor_; }  // the tensor that the others are checked against
@@ -176,10 +222,7 @@ class Arguments : public ChannelArguments {
       const char* part = wanted == sizes() ? ", " : " with fewer channels, ";
       fail(name, std::string("the shape of ") + name_ + part + to_string(wanted), to_string(sizes_of(t)));
     }
-    if (t.scalar_type() != dtype) {
-      fail(name, std::string("dtype ") + torch::headeronly::toString(dtype),
-           torch::headeronly::toString(t.scalar_type()));
-    }
+    check_dtype(name, t, dtype);
     if (!(channels_last_ ? is_channels_last(t) : t.is_contiguous())) {
       fail(name, std::string("the memory format of ") + name_ + (channels_last_ ? ", channels_last" : ", contiguous"),
            describe_strides(t));
@@ -212,6 +255,10 @@ class Arguments : public ChannelArguments {
   Sizes sizes() const { return sizes_of(anchor_); }
   bool channels_last() const { return channels_last_; }
   DType dtype() const { return dtype_of(anchor_.scalar_type()); }
+  Image image() const {
+    const int64_t plane = anchor_.size(2) * anchor_.size(3);
+    return {dtype(), channels_last_, anchor_.size(0) * plane, channels_, plane};
+  }
 
  private:
   // Dense in the order N, H, W, C; the stride of a dimension of one element says nothing.

@@ -17,7 +17,9 @@ void apply(const Arguments& arguments, const Tensor& x, const Tensor& affine, co
     arguments.check_value("residual_channel", residual_channel, 0);
   }
   if (residual_affine.has_value()) arguments.check_partner("residual_affine", residual_affine, 2, "residual", residual);
-  engine::batch_norm_act(arguments, x, affine, residual, residual_affine, relu, residual_channel, z);
+  const ChannelPart residual_part = {residual_channel, residual.has_value() ? residual->size(1) : 0};
+  engine::batch_norm_act(arguments, {arguments.image(), data(x), data(affine), data(residual), data(residual_affine),
+                                     z.mutable_data_ptr(), relu, residual_part});
 }
 
 Tensor batch_norm_act(const Tensor& x, const Tensor& affine, const OptionalTensor& residual,

@@ -11,19 +11,19 @@ namespace {
 std::tuple<Tensor, Tensor> batch_norm_stats(const Tensor& x, const OptionalTensor& weight, const OptionalTensor& bias,
                                             double eps) {
   const Arguments arguments("batch_norm_stats", "x", x);
-  arguments.check_parameter("weight", weight);
-  arguments.check_parameter("bias", bias);
+  const Parameter weights = arguments.parameter("weight", weight), biases = arguments.parameter("bias", bias);
   Tensor moments = empty_rows(arguments, 3), affine = empty_rows(arguments, 2);
-  engine::batch_norm_stats(arguments, x, weight, bias, eps, moments, affine);
+  engine::batch_norm_stats(arguments, {arguments.image(), data(x), weights, biases, eps, moments.mutable_data_ptr(),
+                                       affine.mutable_data_ptr()});
   return {moments, affine};
 }
 
 Tensor batch_norm_affine(const Tensor& moments, const OptionalTensor& weight, const OptionalTensor& bias, double eps) {
   const ChannelArguments arguments("batch_norm_affine", moments);
-  arguments.check_parameter("weight", weight);
-  arguments.check_parameter("bias", bias);
+  const Parameter weights = arguments.parameter("weight", weight), biases = arguments.parameter("bias", bias);
   Tensor affine = empty_rows(arguments, 2);
-  engine::batch_norm_affine(arguments, moments, weight, bias, eps, affine);
+  engine::batch_norm_affine(arguments, {dtype_of(arguments.accumulator()), arguments.channels(), data(moments), weights,
+                                        biases, eps, affine.mutable_data_ptr()});
   return affine;
 }
 

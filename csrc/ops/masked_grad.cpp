@@ -14,7 +14,8 @@ Tensor mask(const Arguments& arguments, const Tensor& grad, const OptionalTensor
   if (other.has_value()) arguments.check_like("other", *other);
   arguments.check_like("z", z);
   Tensor sum_grad = empty_channels(arguments);
-  engine::masked_grad(arguments, grad, other, z, masked, sum_grad);
+  engine::masked_grad(arguments, {arguments.image(), data(grad), data(other), data(z), masked.mutable_data_ptr(),
+                                  sum_grad.mutable_data_ptr()});
   return sum_grad;
 }
 
@@ -33,7 +34,7 @@ void add_masked_(const Tensor& dx, const Tensor& grad, const OptionalTensor& z, 
   arguments.check_like("grad", grad);
   if (relu && !z.has_value()) arguments.fail("z", "a tensor where relu is true", "none");
   if (z.has_value()) arguments.check_like("z", *z);
-  engine::add_masked(arguments, grad, relu ? z : std::nullopt, dx);
+  engine::add_masked(arguments, {arguments.image(), data(grad), relu ? data(z) : nullptr, dx.mutable_data_ptr()});
 }
 
 }  // namespace

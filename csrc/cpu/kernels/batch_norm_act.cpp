@@ -1,9 +1,7 @@
 #include "kernels_isa.h"
 #include "vector.h"
 
-namespace fused_resnet {
-namespace FUSED_RESNET_ISA {
-
+namespace fused_resnet::cpu::FUSED_RESNET_ISA {
 namespace {
 
 enum class Residual { kNone, kPlain, kAffine };
@@ -52,5 +50,4 @@ void batch_norm_act(const BatchNormAct& op, Range rows) {
   });
 }
 
-}  // namespace FUSED_RESNET_ISA
-}  // namespace fused_resnet
+}  // namespace fused_resnet::cpu::FUSED_RESNET_ISA

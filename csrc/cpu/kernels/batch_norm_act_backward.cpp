@@ -1,9 +1,7 @@
 #include "kernels_isa.h"
 #include "reduction.h"
 
-namespace fused_resnet {
-namespace FUSED_RESNET_ISA {
-
+namespace fused_resnet::cpu::FUSED_RESNET_ISA {
 namespace {
 
 // G of a vector of elements i that stand in the columns j, where the input is x.
@@ -235,5 +233,4 @@ void batch_norm_act_backward(const BatchNormActBackward& op, Range rows) {
   });
 }
 
-}  // namespace FUSED_RESNET_ISA
-}  // namespace fused_resnet
+}  // namespace fused_resnet::cpu::FUSED_RESNET_ISA

@@ -1,9 +1,7 @@
 #include "kernels_isa.h"
 #include "vector.h"
 
-namespace fused_resnet {
-namespace FUSED_RESNET_ISA {
-
+namespace fused_resnet::cpu::FUSED_RESNET_ISA {
 namespace {
 
 // Positions of a window that lie inside the image, along one dimension.
@@ -156,5 +154,4 @@ void max_pool_backward(const MaxPoolBackward& op, Range rows) {
   visit_dtype(op.shape.dtype, [&](auto element) { pool_backward_rows<decltype(element)>(op, rows); });
 }
 
-}  // namespace FUSED_RESNET_ISA
-}  // namespace fused_resnet
+}  // namespace fused_resnet::cpu::FUSED_RESNET_ISA

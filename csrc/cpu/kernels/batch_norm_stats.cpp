@@ -1,9 +1,7 @@
 #include "kernels_isa.h"
 #include "reduction.h"
 
-namespace fused_resnet {
-namespace FUSED_RESNET_ISA {
-
+namespace fused_resnet::cpu::FUSED_RESNET_ISA {
 namespace {
 
 // Σ(x − shift) and Σ(x − shift)² of every column, with a shift near the mean, so that the difference of large numbers
@@ -122,5 +120,4 @@ void batch_norm_stats(const BatchNormStats& op, Tile tile) {
   });
 }
 
-}  // namespace FUSED_RESNET_ISA
-}  // namespace fused_resnet
+}  // namespace fused_resnet::cpu::FUSED_RESNET_ISA

@@ -1,9 +1,7 @@
 #include "kernels_isa.h"
 #include "reduction.h"
 
-namespace fused_resnet {
-namespace FUSED_RESNET_ISA {
-
+namespace fused_resnet::cpu::FUSED_RESNET_ISA {
 namespace {
 
 template <typename T, int kRows, bool kOther>
@@ -93,5 +91,4 @@ void add_masked(const AddMasked& op, Range rows) {
   });
 }
 
-}  // namespace FUSED_RESNET_ISA
-}  // namespace fused_resnet
+}  // namespace fused_resnet::cpu::FUSED_RESNET_ISA

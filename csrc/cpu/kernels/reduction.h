@@ -5,8 +5,7 @@
 #include "cpu/plan.h"
 #include "vector.h"
 
-namespace fused_resnet {
-namespace FUSED_RESNET_ISA {
+namespace fused_resnet::cpu::FUSED_RESNET_ISA {
 
 // A reduction adds this many rows in registers before it touches its accumulators.  That also bounds what float
 // accumulation can lose: everything beyond these rows is summed in double.
@@ -58,5 +57,4 @@ void fold(A* values, int64_t channels, int64_t columns) {
   }
 }
 
-}  // namespace FUSED_RESNET_ISA
-}  // namespace fused_resnet
+}  // namespace fused_resnet::cpu::FUSED_RESNET_ISA
