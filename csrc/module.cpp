@@ -5,9 +5,9 @@
 #include <string>
 #include <vector>
 
-#include "fused_resnet/cuda/plan.h"
-#include "fused_resnet/isa.h"
-#include "fused_resnet/plan.h"
+#include "cpu/isa.h"
+#include "cpu/plan.h"
+#include "cuda/plan.h"
 
 namespace py = pybind11;
 
@@ -34,7 +34,7 @@ PYBIND11_MODULE(_C, m) {
   m.doc() = "Plans and instruction sets of the native kernels.";
 
   m.def(
-      "isa", [] { return fused_resnet::kIsaNames[static_cast<int>(fused_resnet::isa())]; },
+      "isa", [] { return fused_resnet::cpu::kIsaNames[static_cast<int>(fused_resnet::cpu::isa())]; },
       "The instruction set of the CPU kernels on this machine: the best one built, or a lower one that the environment "
       "variable FUSED_RESNET_ISA names.");
 
@@ -42,8 +42,8 @@ PYBIND11_MODULE(_C, m) {
       "isas",
       [] {
         py::list names;
-        for (fused_resnet::Isa isa : fused_resnet::kIsas) {
-          if (fused_resnet::isa_built(isa)) names.append(fused_resnet::kIsaNames[static_cast<int>(isa)]);
+        for (fused_resnet::cpu::Isa isa : fused_resnet::cpu::kIsas) {
+          if (fused_resnet::cpu::isa_built(isa)) names.append(fused_resnet::cpu::kIsaNames[static_cast<int>(isa)]);
         }
         return names;
       },
@@ -55,7 +55,7 @@ PYBIND11_MODULE(_C, m) {
         if (rows < 0 || channels < 1 || itemsize < 1 || threads < 1) {
           throw py::value_error("plan: rows must be at least 0, channels, itemsize and threads at least 1");
         }
-        const fused_resnet::Plan plan = fused_resnet::plan(rows, channels, itemsize);
+        const fused_resnet::cpu::Plan plan = fused_resnet::cpu::plan(rows, channels, itemsize);
         const int64_t busy = threads < plan.tiles() ? threads : plan.tiles();
         py::dict result;
         result["pixels_per_row"] = plan.repeat;

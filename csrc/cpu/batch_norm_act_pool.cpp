@@ -1,162 +1,109 @@
-#include "fused_resnet/batch_norm_act_pool.h"
+// Batch norm, ReLU and max pool in one pass, and the pool's backward, which the CUDA engine leaves to Triton.
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
 
-#include "kernels_isa.h"
-#include "vector.h"
+#include <algorithm>
+#include <memory>
+#include <tuple>
 
-namespace fused_resnet {
-namespace FUSED_RESNET_ISA {
+#include "layout.h"
+#include "ops/allocation.h"
 
+namespace fused_resnet::cpu {
 namespace {
 
-// Positions of a window that lie inside the image, along one dimension.
-Range window(int64_t start, int64_t kernel, int64_t size) {
-  const int64_t begin = start < 0 ? -start : 0;
-  const int64_t end = size - start;
-  return {begin, end < kernel ? end : kernel};
-}
-
-// One row of act(a·x + b), rounded as if it had been stored, since ties are decided among the rounded values.
-template <typename T, bool kBroadcast>
-void activate_row(const BatchNormActPool& op, int64_t image, int64_t row, Accumulator<T>* out) {
-  using A = Accumulator<T>;
-  const PoolShape& shape = op.shape;
-  const int64_t inner = kBroadcast ? shape.width : shape.channels;  // columns that one Coefficient covers
-  const int64_t outer = kBroadcast ? 1 : shape.width;
-  const int64_t channel = kBroadcast ? image % shape.planes : 0;
-  const T* x = static_cast<const T*>(op.x) + (image * shape.height + row) * inner * outer;
-  const Coefficient<A, kBroadcast> scale(op.scale, channel), shift(op.shift, channel);
-  const A floor = floor_of<A>(op.relu);
-  for (int64_t base = 0; base < inner * outer; base += inner) {
-    for_each_vector<T>(inner, [&](auto lanes, int64_t j) __attribute__((always_inline)) {
-      using V = Vector<A, decltype(lanes)::value>;
-      const V value = load(lanes, x + base + j) * scale(lanes, j) + shift(lanes, j);
-      store(lanes, out + base + j, rounded_to<T>(lanes, at_least(floor, value)));
-    });
+void check_window(const Arguments& arguments, const Sizes& kernel_size, const Sizes& stride, const Sizes& padding) {
+  const auto check = [&](const char* name, const Sizes& values, int64_t least) {
+    if (values.size() == 2 && values[0] >= least && values[1] >= least) return;
+    arguments.fail(name, "two values, each at least " + std::to_string(least), to_string(values));
+  };
+  check("kernel_size", kernel_size, 1);
+  check("stride", stride, 1);
+  check("padding", padding, 0);
+  if (kernel_size[0] > 256 || kernel_size[1] > 256 || kernel_size[0] * kernel_size[1] > 256) {
+    arguments.fail("kernel_size", "at most 256 elements, since an index is one byte", to_string(kernel_size));
+  }
+  if (padding[0] > kernel_size[0] / 2 || padding[1] > kernel_size[1] / 2) {
+    arguments.fail("padding", "at most half of kernel_size, " + to_string(kernel_size), to_string(padding));
   }
 }
 
-// One row of the output from the ring of activated rows: input row h lies in slot h % kernel height.
-template <typename T>
-void pool_row(const BatchNormActPool& op, int64_t row, const Accumulator<T>* ring) {
-  using A = Accumulator<T>;
-  using I = Integer<A>;
-  const PoolShape& shape = op.shape;
+PoolShape pool_shape(const Arguments& arguments, const Sizes& size, const Sizes& kernel_size, const Sizes& stride,
+                     const Sizes& padding) {
+  PoolShape shape{};
+  const Sizes s = arguments.sizes();
+  shape.dtype = arguments.dtype();
+  shape.images = arguments.channels_last() ? s[0] : s[0] * s[1];
+  shape.channels = arguments.channels_last() ? s[1] : 1;
+  shape.planes = arguments.channels_last() ? 0 : s[1];
+  shape.height = size[0];
+  shape.width = size[1];
+  for (size_t i = 0; i < 2; ++i) {
+    shape.kernel[i] = kernel_size[i];
+    shape.stride[i] = stride[i];
+    shape.padding[i] = padding[i];
+    const int64_t room = size[i] + 2 * padding[i] - kernel_size[i];
+    if (room < 0) {
+      arguments.fail("kernel_size", "at most the padded size of the image, " + to_string(size), to_string(kernel_size));
+    }
+    (i == 0 ? shape.out_height : shape.out_width) = room / stride[i] + 1;
+  }
+  return shape;
+}
+
+std::tuple<Tensor, Tensor> batch_norm_act_pool(const Tensor& x, const Tensor& affine, bool relu,
+                                               const Sizes& kernel_size, const Sizes& stride, const Sizes& padding) {
+  const Arguments arguments("batch_norm_act_pool", "x", x);
+  arguments.check_channels("affine", affine, 2);
+  check_window(arguments, kernel_size, stride, padding);
+  const PoolShape shape = pool_shape(arguments, {x.size(2), x.size(3)}, kernel_size, stride, padding);
+  const Sizes out_sizes = {x.size(0), x.size(1), shape.out_height, shape.out_width};
+  Tensor z = empty_image(arguments, out_sizes, x.scalar_type());
+  Tensor index = empty_image(arguments, out_sizes, ScalarType::Byte);
+
+  const int64_t size = accumulator_size(arguments.dtype());
+  const char* scale = static_cast<const char*>(data(affine));
+  const BatchNormActPool op = {
+      shape,
+      data(x),
+      scale,
+      scale + arguments.channels() * size,
+      z.mutable_data_ptr(),
+      static_cast<uint8_t*>(index.mutable_data_ptr()),
+      relu,
+  };
   const int64_t pitch = shape.width * shape.channels;
-  const int64_t first_row = row % shape.out_height * shape.stride[0] - shape.padding[0];
-  const Range rows = window(first_row, shape.kernel[0], shape.height);
-  for (int64_t column = 0; column < shape.out_width; ++column) {
-    const int64_t first_column = column * shape.stride[1] - shape.padding[1];
-    const Range columns = window(first_column, shape.kernel[1], shape.width);
-    const int64_t out = (row * shape.out_width + column) * shape.channels;
-    for_each_vector<T>(shape.channels, [&](auto lanes, int64_t j) __attribute__((always_inline)) {
-      using V = Vector<A, decltype(lanes)::value>;
-      using P = Vector<I, decltype(lanes)::value>;
-      V best = splat<V>(-static_cast<A>(__builtin_inf()));
-      P place = splat<P>(static_cast<I>(rows.begin * shape.kernel[1] + columns.begin));
-      for (int64_t r = rows.begin; r < rows.end; ++r) {
-        const A* line = ring + (first_row + r) % shape.kernel[0] * pitch + first_column * shape.channels + j;
-        for (int64_t c = columns.begin; c < columns.end; ++c) {
-          const V value = load(lanes, line + c * shape.channels);
-          const P wins = (value > best) | (value != value);
-          best = wins ? value : best;
-          place = wins ? splat<P>(static_cast<I>(r * shape.kernel[1] + c)) : place;
-        }
-      }
-      store(lanes, static_cast<T*>(op.z) + out + j, best, false);
-      store(lanes, op.index + out + j, to_bytes<I, decltype(lanes)::value>(place));
-    });
-  }
+  const int64_t grain = std::max<int64_t>(1, kGrainElements / std::max<int64_t>(1, pitch * shape.stride[0]));
+  torch::stable::parallel_for(0, shape.images * shape.out_height, grain, [&](int64_t begin, int64_t end) {
+    const std::unique_ptr<char[]> scratch(new char[static_cast<size_t>(shape.kernel[0] * pitch * size)]);
+    kernels().batch_norm_act_pool(op, {begin, end}, scratch.get());
+  });
+  return {z, index};
 }
 
-// Tile: some rows of the output.  Each input row is activated once a tile, into a ring of as many rows as a window has,
-// which stays in the L2 cache.
-template <typename T>
-void pool_rows(const BatchNormActPool& op, Range rows, Accumulator<T>* ring) {
-  const PoolShape& shape = op.shape;
-  const int64_t pitch = shape.width * shape.channels;
-  int64_t image = -1, next = 0;  // rows below `next` of this image are activated
-  for (int64_t row = rows.begin; row < rows.end; ++row) {
-    const int64_t start = row % shape.out_height * shape.stride[0] - shape.padding[0];
-    const Range inside = window(start, shape.kernel[0], shape.height);
-    if (row / shape.out_height != image) {
-      image = row / shape.out_height;
-      next = 0;
-    }
-    if (next < start + inside.begin) next = start + inside.begin;
-    for (; next < start + inside.end; ++next) {
-      Accumulator<T>* line = ring + next % shape.kernel[0] * pitch;
-      shape.planes != 0 ? activate_row<T, true>(op, image, next, line) : activate_row<T, false>(op, image, next, line);
-    }
-    pool_row<T>(op, row, ring);
+Tensor max_pool_backward(const Tensor& grad, const Tensor& index, const Sizes& size, const Sizes& kernel_size,
+                         const Sizes& stride, const Sizes& padding) {
+  const Arguments arguments("max_pool_backward", "grad", grad);
+  arguments.check_like("index", index, ScalarType::Byte);
+  check_window(arguments, kernel_size, stride, padding);
+  if (size.size() != 2) arguments.fail("size", "two values [H, W]", to_string(size));
+  const PoolShape shape = pool_shape(arguments, size, kernel_size, stride, padding);
+  if (shape.out_height != grad.size(2) || shape.out_width != grad.size(3)) {
+    arguments.fail("grad", "the pooled size, " + to_string({shape.out_height, shape.out_width}),
+                   to_string({grad.size(2), grad.size(3)}));
   }
-}
-
-// The windows of one dimension that hold an input position, for positions that only grow: without a division.
-class Windows {
- public:
-  Windows(int64_t kernel, int64_t stride, int64_t padding, int64_t count)
-      : kernel_(kernel), stride_(stride), padding_(padding), count_(count) {}
-
-  Range at(int64_t position) {
-    while (range_.begin < count_ && start(range_.begin) + kernel_ <= position) ++range_.begin;
-    while (range_.end < count_ && start(range_.end) <= position) ++range_.end;
-    return range_;
-  }
-
-  int64_t start(int64_t window) const { return window * stride_ - padding_; }
-
- private:
-  int64_t kernel_, stride_, padding_, count_;
-  Range range_{0, 0};
-};
-
-// Tile: some rows of the input.  Every element gathers from the few windows that it lies in: no two threads write the
-// same element, and the sum is rounded once.
-template <typename T>
-void pool_backward_rows(const MaxPoolBackward& op, Range rows) {
-  using A = Accumulator<T>;
-  using I = Integer<A>;
-  const PoolShape& shape = op.shape;
-  const T* grad = static_cast<const T*>(op.grad);
-  for (int64_t row = rows.begin; row < rows.end; ++row) {
-    const int64_t image = row / shape.height, h = row % shape.height;
-    Windows vertical(shape.kernel[0], shape.stride[0], shape.padding[0], shape.out_height);
-    Windows horizontal(shape.kernel[1], shape.stride[1], shape.padding[1], shape.out_width);
-    const Range above = vertical.at(h);
-    for (int64_t w = 0; w < shape.width; ++w) {
-      const Range left = horizontal.at(w);
-      T* dx = static_cast<T*>(op.dx) + (row * shape.width + w) * shape.channels;
-      for_each_vector<T>(shape.channels, [&](auto lanes, int64_t j) __attribute__((always_inline)) {
-        using V = Vector<A, decltype(lanes)::value>;
-        using P = Vector<I, decltype(lanes)::value>;
-        V sum{};
-        for (int64_t oh = above.begin; oh < above.end; ++oh) {
-          const int64_t r = h - vertical.start(oh);
-          for (int64_t ow = left.begin; ow < left.end; ++ow) {
-            const int64_t c = w - horizontal.start(ow);
-            const int64_t i = ((image * shape.out_height + oh) * shape.out_width + ow) * shape.channels + j;
-            const P place = from_bytes<I, decltype(lanes)::value>(load(lanes, op.index + i));
-            sum += place == splat<P>(static_cast<I>(r * shape.kernel[1] + c)) ? load(lanes, grad + i) : V{};
-          }
-        }
-        store(lanes, dx + j, sum, false);
-      });
-    }
-  }
+  Tensor dx = empty_image(arguments, {grad.size(0), grad.size(1), size[0], size[1]}, grad.scalar_type());
+  const MaxPoolBackward op = {shape, data(grad), static_cast<const uint8_t*>(data(index)), dx.mutable_data_ptr()};
+  const int64_t grain = std::max<int64_t>(1, kGrainElements / std::max<int64_t>(1, shape.width * shape.channels));
+  torch::stable::parallel_for(0, shape.images * shape.height, grain,
+                              [&](int64_t begin, int64_t end) { kernels().max_pool_backward(op, {begin, end}); });
+  return dx;
 }
 
 }  // namespace
+}  // namespace fused_resnet::cpu
 
-void batch_norm_act_pool(const BatchNormActPool& op, Range rows, void* scratch) {
-  visit_dtype(op.shape.dtype, [&](auto element) {
-    using T = decltype(element);
-    pool_rows<T>(op, rows, static_cast<Accumulator<T>*>(scratch));
-  });
+STABLE_TORCH_LIBRARY_IMPL(fused_resnet, CPU, m) {
+  m.impl("batch_norm_act_pool", TORCH_BOX(&fused_resnet::cpu::batch_norm_act_pool));
+  m.impl("max_pool_backward", TORCH_BOX(&fused_resnet::cpu::max_pool_backward));
 }
-
-void max_pool_backward(const MaxPoolBackward& op, Range rows) {
-  visit_dtype(op.shape.dtype, [&](auto element) { pool_backward_rows<decltype(element)>(op, rows); });
-}
-
-}  // namespace FUSED_RESNET_ISA
-}  // namespace fused_resnet

@@ -1,10 +1,9 @@
-#include "fused_resnet/isa.h"
+#include "isa.h"
 
 #include <cstdlib>
 #include <cstring>
 
-namespace fused_resnet {
-
+namespace fused_resnet::cpu {
 namespace {
 
 bool supported(Isa isa) {
@@ -53,4 +52,4 @@ bool isa_built(Isa isa) {
 #endif
 }
 
-}  // namespace fused_resnet
+}  // namespace fused_resnet::cpu

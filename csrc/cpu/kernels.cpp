@@ -1,6 +1,6 @@
-#include "fused_resnet/kernels.h"
+#include "kernels.h"
 
-namespace fused_resnet {
+namespace fused_resnet::cpu {
 
 namespace baseline {
 extern const Kernels kKernels;
@@ -33,4 +33,4 @@ const Kernels& kernels() {
   return baseline::kKernels;
 }
 
-}  // namespace fused_resnet
+}  // namespace fused_resnet::cpu

@@ -1,9 +1,8 @@
-#include "fused_resnet/plan.h"
+#include "plan.h"
 
 #include <algorithm>
 
-namespace fused_resnet {
-
+namespace fused_resnet::cpu {
 namespace {
 
 constexpr int64_t kMinRowLength = 256;           // the inner loop is worth its start from here
@@ -38,4 +37,4 @@ Plan plan(int64_t pixels, int64_t channels, int64_t itemsize) {
   return plan;
 }
 
-}  // namespace fused_resnet
+}  // namespace fused_resnet::cpu

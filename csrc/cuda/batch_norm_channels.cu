@@ -1,5 +1,4 @@
-#include "batch_norm_channels.cuh"
-#include "vector.cuh"
+#include "reduction.cuh"
 
 namespace fused_resnet::cuda {
 namespace {
@@ -76,30 +75,33 @@ __device__ void write_affine(float mean, float var, const Parameter& weight, con
 
 // mean = Σ n_p·mean_p / m,  M2 = Σ M2_p + n_p·(mean_p − mean)²  over the parts p (Chan et al., "Updating formulae and a
 // pairwise algorithm for computing sample variances", 1979).  Without a row both are NaN.
-__global__ void __launch_bounds__(kMergeThreads) finish_stats_kernel(BatchNormStats op) {
+__global__ void __launch_bounds__(kMergeThreads) finish_stats_kernel(Reduction<BatchNormStats, double> reduction) {
+  const Plan& plan = reduction.plan;
+  const BatchNormStats& op = reduction.op;
   const MergePosition position;
-  const int64_t channel = position.channel, channels = op.plan.channels;
-  const double* means = op.partial + channel;
-  const double* m2s = means + op.plan.parts * channels;
-  const double count = static_cast<double>(op.plan.rows);
-  const double mean = sum_of_parts(position, op.plan,
+  const int64_t channel = position.channel, channels = plan.channels;
+  const double* means = reduction.partial + channel;
+  const double* m2s = means + plan.parts * channels;
+  const double count = static_cast<double>(plan.rows);
+  const double mean = sum_of_parts(position, plan,
                                    [&](int64_t part) {
-                                     return static_cast<double>(op.plan.rows_of_part(part)) * means[part * channels];
+                                     return static_cast<double>(plan.rows_of_part(part)) * means[part * channels];
                                    }) /
                       count;
   const double var =
-      sum_of_parts(position, op.plan,
+      sum_of_parts(position, plan,
                    [&](int64_t part) {
                      const double delta = means[part * channels] - mean;
-                     return m2s[part * channels] + static_cast<double>(op.plan.rows_of_part(part)) * delta * delta;
+                     return m2s[part * channels] + static_cast<double>(plan.rows_of_part(part)) * delta * delta;
                    }) /
       count;
   if (position.segment != 0 || channel >= channels) return;
   const float rounded_mean = static_cast<float>(mean), rounded_var = static_cast<float>(var);
-  op.moments[channel] = rounded_mean;
-  op.moments[channels + channel] = rounded_var;
-  op.moments[2 * channels + channel] = static_cast<float>(var * (count / (count > 2 ? count - 1 : 1)));
-  write_affine(rounded_mean, rounded_var, op.weight, op.bias, op.eps, channel, channels, op.affine);
+  float* moments = floats(op.moments);
+  moments[channel] = rounded_mean;
+  moments[channels + channel] = rounded_var;
+  moments[2 * channels + channel] = static_cast<float>(var * (count / (count > 2 ? count - 1 : 1)));
+  write_affine(rounded_mean, rounded_var, op.weight, op.bias, op.eps, channel, channels, floats(op.affine));
 }
 
 // sums = Σ over the parts; ΣG is the same for both branches.
@@ -119,32 +121,35 @@ __global__ void __launch_bounds__(kMergeThreads) finish_sums_kernel(PartialSums 
 __global__ void __launch_bounds__(kChannelThreads) affine_kernel(BatchNormAffine op) {
   const int64_t channel = static_cast<int64_t>(blockIdx.x) * kChannelThreads + threadIdx.x;
   if (channel >= op.channels) return;
-  write_affine(op.moments[channel], op.moments[op.channels + channel], op.weight, op.bias, op.eps, channel, op.channels,
-               op.affine);
+  const float* moments = floats(op.moments);
+  write_affine(moments[channel], moments[op.channels + channel], op.weight, op.bias, op.eps, channel, op.channels,
+               floats(op.affine));
 }
 
 __global__ void __launch_bounds__(kChannelThreads) coefficients_kernel(BatchNormCoefficients op) {
   const int64_t channel = static_cast<int64_t>(blockIdx.x) * kChannelThreads + threadIdx.x;
   if (channel >= op.channels) return;
-  const float sum_grad = op.sums[channel];
-  const double rstd = reciprocal_std(op.moments[op.channels + channel], op.eps);
-  const double grad_weight = rstd * op.sums[op.channels + channel];
-  op.grad_weight[channel] = static_cast<float>(grad_weight);
-  op.grad_bias[channel] = sum_grad;
+  const float *sums = floats(op.sums), *moments = floats(op.moments);
+  float* coefficients = floats(op.coefficients);
+  const float sum_grad = sums[channel];
+  const double rstd = reciprocal_std(moments[op.channels + channel], op.eps);
+  const double grad_weight = rstd * sums[op.channels + channel];
+  floats(op.grad_weight)[channel] = static_cast<float>(grad_weight);
+  floats(op.grad_bias)[channel] = sum_grad;
   const double scale = op.weight.values == nullptr ? rstd : rstd * load_parameter(op.weight, channel);
-  op.coefficients[channel] = static_cast<float>(scale);
+  coefficients[channel] = static_cast<float>(scale);
   if (!op.batch_stats) return;
   const double count = static_cast<double>(op.count);
-  op.coefficients[op.channels + channel] = static_cast<float>(sum_grad / count);
-  op.coefficients[2 * op.channels + channel] = static_cast<float>(rstd * grad_weight / count);
-  op.coefficients[3 * op.channels + channel] = op.moments[channel];
+  coefficients[op.channels + channel] = static_cast<float>(sum_grad / count);
+  coefficients[2 * op.channels + channel] = static_cast<float>(rstd * grad_weight / count);
+  coefficients[3 * op.channels + channel] = moments[channel];
 }
 
 }  // namespace
 
-cudaError_t finish_stats(const Launch& launch, const BatchNormStats& op) {
-  return launch_kernel(finish_stats_kernel, ceil_div(op.plan.channels, kMergeChannels), kMergeThreads, launch.stream,
-                       op);
+cudaError_t finish_stats(const Launch& launch, const Reduction<BatchNormStats, double>& reduction) {
+  return launch_kernel(finish_stats_kernel, ceil_div(reduction.plan.channels, kMergeChannels), kMergeThreads,
+                       launch.stream, reduction);
 }
 
 cudaError_t finish_sums(const Launch& launch, const PartialSums& op) {

@@ -1,4 +1,4 @@
-#include "fused_resnet/cuda/plan.h"
+#include "plan.h"
 
 #include <algorithm>
 
@@ -13,8 +13,7 @@ constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 }  // namespace
 
 int vector_width(const Matrix& matrix, std::initializer_list<const void*> pointers, ChannelPart part) {
-  const int64_t itemsize = matrix.dtype == DType::kFloat64 ? 8 : matrix.dtype == DType::kFloat32 ? 4 : 2;
-  const int64_t widest = kVectorBytes / itemsize;
+  const int64_t widest = kVectorBytes / itemsize(matrix.dtype);
   const bool aligned = std::all_of(pointers.begin(), pointers.end(), [](const void* pointer) {
     return reinterpret_cast<uintptr_t>(pointer) % kVectorBytes == 0;
   });

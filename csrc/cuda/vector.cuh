@@ -8,7 +8,7 @@
 #include <cstdint>
 #include <cstring>
 
-#include "fused_resnet/cuda/batch_norm_act.h"
+#include "kernels.h"
 
 namespace fused_resnet::cuda {
 
@@ -114,6 +114,10 @@ struct Packed {
   Bits bits;
 };
 
+// A per-channel tensor, as it is on a GPU.
+__device__ inline const float* floats(const void* channels) { return static_cast<const float*>(channels); }
+__device__ inline float* floats(void* channels) { return static_cast<float*>(channels); }
+
 // A thread's part of a per-channel row.
 template <int kVector>
 __device__ void load_channels(const float* address, float (&values)[kVector]) {
@@ -127,11 +131,15 @@ __device__ void load_channels(const float* address, float (&values)[kVector]) {
   }
 }
 
+// Which way the rows are taken.  Reductions go from the last to the first: what was written last is what the
+// second-level cache still holds.  The pass that applies their result goes the other way, for the same reason.
+enum class Walk { kDown, kUp };
+
 // Whose channels and rows a thread has: `count` rows, `step` elements apart.
 template <int kVector>
 struct Position {
-  // kReverse: from the last row to the first.
-  __device__ Position(const Plan& plan, bool reverse) {
+  __device__ Position(const Plan& plan, Walk walk) {
+    const bool reverse = walk == Walk::kUp;
     const int64_t part = blockIdx.x / plan.column_tiles, tile = blockIdx.x % plan.column_tiles;
     const int column = threadIdx.x % plan.tile_columns, block_row = threadIdx.x / plan.tile_columns;
     channel = (tile * plan.tile_columns + column) * kVector;
@@ -179,6 +187,14 @@ __device__ void for_batches(const Position<kVector>& position, const Visitor& vi
   }
 }
 
+// act.  NaN passes, as in stock torch.
+template <int kVector>
+__device__ void apply_act(bool relu, float (&z)[kVector]) {
+  if (!relu) return;
+#pragma unroll
+  for (int v = 0; v < kVector; ++v) z[v] = z[v] <= 0 ? 0 : z[v];
+}
+
 // Where G = grad or 0 comes from: the sign of z, or of a·x + b.
 enum class Sign { kOfOutput, kOfPreactivation };
 
@@ -190,8 +206,8 @@ struct Gradient {
   __device__ Gradient(const MaskedGradient& op, const Position<kVector>& position, int64_t channels)
       : grad(static_cast<const T*>(op.grad)), z(op.relu ? static_cast<const T*>(op.z) : nullptr) {
     if constexpr (kSign == Sign::kOfPreactivation) {
-      load_channels(op.affine + position.channel, scale);
-      load_channels(op.affine + channels + position.channel, shift);
+      load_channels(floats(op.affine) + position.channel, scale);
+      load_channels(floats(op.affine) + channels + position.channel, shift);
     }
   }
 
@@ -260,6 +276,12 @@ cudaError_t visit_bool(bool value, const Visitor& visitor) {
 template <typename Visitor>
 cudaError_t visit_sign(Sign sign, const Visitor& visitor) {
   return sign == Sign::kOfOutput ? visitor(Constant<Sign::kOfOutput>{}) : visitor(Constant<Sign::kOfPreactivation>{});
+}
+
+inline Plan plan_for(const Launch& launch, const Image& image, Occupancy occupancy,
+                     std::initializer_list<const void*> pointers, ChannelPart part = {0, 0}) {
+  const Matrix matrix = matrix_of(image);
+  return plan(matrix, vector_width(matrix, pointers, part), occupancy, launch.multiprocessors);
 }
 
 // Queues a kernel; a grid of nothing is no launch.

@@ -85,7 +85,7 @@ def compiled(tmp_path_factory):
     """Every .cu compiled for all architectures at once: object files, and what ptxas says of them."""
     nvcc, folder = program("nvcc"), tmp_path_factory.mktemp("cuda")
     codes = [f"-gencode=arch=compute_{a[3:]},code={a}" for a in ARCHITECTURES]
-    options = ["-std=c++17", "-O3", "-Xptxas=-v", f"-I{ROOT / 'csrc/include'}", *codes]
+    options = ["-std=c++17", "-O3", "-Xptxas=-v", f"-I{ROOT / 'csrc'}", *codes]
 
     def compile(source: Path) -> tuple[Path, str]:
         target = folder / f"{source.stem}.o"
@@ -115,7 +115,7 @@ def kernels(compiled):
 
 def occupancy(name: str) -> tuple[int, int]:
     """Threads of a block and blocks of a multiprocessor that plan.h says for a kernel of that name."""
-    text = (ROOT / "csrc/include/fused_resnet/cuda/plan.h").read_text()
+    text = (ROOT / "csrc/cuda/plan.h").read_text()
     table = {kind: (int(t), int(b)) for kind, t, b in re.findall(r"k(\w+)Occupancy = {(\d+), (\d+)}", text)}
     kinds = {"stats_kernel": "Reduction", "reduce_kernel": "Reduction", "act_kernel": "Act"}
     kinds |= {"masked_grad_kernel": "Reduction", "backward_kernel": "Backward", "add_masked_kernel": "AddMasked"}

@@ -18,21 +18,24 @@ from fused_resnet.engines import libraries
 
 ROOT = Path(__file__).parents[2]
 EMULATION = ROOT / "tests" / "building" / "cuda_emulation"
-SOURCES = [*sorted(ROOT.glob("csrc/cuda/*.cu")), ROOT / "csrc/cuda/plan.cpp", EMULATION / "library.cpp"]
+PATTERNS = ["csrc/cuda/*.cu", "csrc/cuda/*.cpp", "csrc/ops/*.cpp", "tests/building/cuda_emulation/*.cpp"]
+SOURCES = [source for pattern in PATTERNS for source in sorted(ROOT.glob(pattern))]
 
 
 @pytest.fixture(scope="module")
 def library(tmp_path_factory):
     compiler = shutil.which("g++") or pytest.skip("no g++, whose _Float16 stands in for half")
     torch_dir = Path(torch.__file__).parent
-    includes = [EMULATION, ROOT / "csrc", ROOT / "csrc/include", ROOT / "csrc/cuda"]
+    includes = [EMULATION, ROOT / "csrc"]
     includes += [torch_dir / "include", torch_dir / "include/torch/csrc/api/include"]
     defines = ["-DUSE_CUDA", "-DTORCH_STABLE_ONLY", "-DTORCH_TARGET_VERSION=0x020a000000000000"]
+    # the operations of CPU tensors
+    defines += ["-DFUSED_RESNET_DISPATCH_KEY=CPU", "-Daoti_torch_device_type_cuda=aoti_torch_device_type_cpu"]
     options = ["-std=c++17", "-O1", "-fPIC", "-fvisibility=hidden", *defines, *(f"-I{folder}" for folder in includes)]
     folder = tmp_path_factory.mktemp("emulation")
 
     def compile(source: Path) -> Path:
-        target = folder / f"{source.name}.o"
+        target = folder / f"{source.parent.name}_{source.name}.o"
         subprocess.run([compiler, *options, "-x", "c++", "-c", source, "-o", target], check=True)
         return target
 

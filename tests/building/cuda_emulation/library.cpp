@@ -1,10 +1,6 @@
-// The CUDA engine's operations, registered for CPU tensors: everything but the GPU is the library's own.
+// What the CUDA engine asks of torch's CUDA, for CPU tensors: everything but the GPU is the library's own.
 
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
-#include <torch/csrc/stable/accelerator.h>
-#include <torch/csrc/stable/library.h>
-
-#include "arguments.h"
 
 extern "C" {
 AOTITorchError aoti_torch_get_current_cuda_stream(int32_t, void** stream) {
@@ -17,7 +13,3 @@ AOTITorchError aoti_torch_create_device_guard(int32_t, DeviceGuardHandle* guard)
 }
 AOTITorchError aoti_torch_delete_device_guard(DeviceGuardHandle) { return AOTI_TORCH_SUCCESS; }
 }
-
-#define CUDA CPU
-#define aoti_torch_device_type_cuda aoti_torch_device_type_cpu
-#include "ops_cuda.cpp"

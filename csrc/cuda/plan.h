@@ -10,7 +10,7 @@
 #include <cstdint>
 #include <initializer_list>
 
-#include "fused_resnet/types.h"
+#include "ops/engine.h"
 
 #ifdef __CUDACC__
 #define FUSED_RESNET_HOST_DEVICE __host__ __device__
@@ -26,6 +26,8 @@ struct Matrix {
   int64_t rows;
   int64_t channels;
 };
+
+inline Matrix matrix_of(const Image& image) { return {image.dtype, image.pixels, image.channels}; }
 
 // Threads of a block, and blocks that a multiprocessor holds at a time: what a kernel's registers are bounded for, and
 // what its grid is made of.

@@ -1,7 +1,6 @@
 #include "kernels_isa.h"
 
-namespace fused_resnet {
-namespace FUSED_RESNET_ISA {
+namespace fused_resnet::cpu::FUSED_RESNET_ISA {
 
 extern const Kernels kKernels;
 const Kernels kKernels = {
@@ -9,5 +8,4 @@ const Kernels kKernels = {
     masked_grad,      add_masked,     batch_norm_act_pool,   max_pool_backward,
 };
 
-}  // namespace FUSED_RESNET_ISA
-}  // namespace fused_resnet
+}  // namespace fused_resnet::cpu::FUSED_RESNET_ISA

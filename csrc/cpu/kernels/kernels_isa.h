@@ -1,10 +1,9 @@
 // The kernels of one instruction set, declared for the table that holds them.
 #pragma once
 
-#include "fused_resnet/kernels.h"
+#include "cpu/kernels.h"
 
-namespace fused_resnet {
-namespace FUSED_RESNET_ISA {
+namespace fused_resnet::cpu::FUSED_RESNET_ISA {
 
 void batch_norm_stats(const BatchNormStats& op, Tile tile);
 void batch_norm_act(const BatchNormAct& op, Range rows);
@@ -15,5 +14,4 @@ void add_masked(const AddMasked& op, Range rows);
 void batch_norm_act_pool(const BatchNormActPool& op, Range rows, void* scratch);
 void max_pool_backward(const MaxPoolBackward& op, Range rows);
 
-}  // namespace FUSED_RESNET_ISA
-}  // namespace fused_resnet
+}  // namespace fused_resnet::cpu::FUSED_RESNET_ISA

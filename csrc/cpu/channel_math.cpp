@@ -1,9 +1,9 @@
-#include "fused_resnet/batch_norm_channels.h"
+#include "channel_math.h"
 
 #include <cmath>
 #include <limits>
 
-namespace fused_resnet {
+namespace fused_resnet::cpu {
 
 void merge_moments(const double* means, const double* m2s, const int64_t* counts, int64_t parts, int64_t channels,
                    double* mean, double* var) {
@@ -70,4 +70,4 @@ template void finish_coefficients(const float*, const float*, const float*, cons
 template void finish_coefficients(const double*, const double*, const double*, const double*, const double*, double,
                                   int64_t, bool, int64_t, double*, double*, double*);
 
-}  // namespace fused_resnet
+}  // namespace fused_resnet::cpu

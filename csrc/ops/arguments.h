@@ -1,7 +1,6 @@
-// What the engines' operations share: checks of their arguments, and allocation of what they return.
+// Checks of the operations' arguments.  An error names the operation, the argument, what was wanted and what came.
 #pragma once
 
-#include <torch/csrc/inductor/aoti_torch/generated/c_shim_aten.h>
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
 
@@ -12,7 +11,7 @@
 #include <string>
 #include <vector>
 
-#include "fused_resnet/types.h"
+#include "engine.h"
 
 namespace fused_resnet {
 
@@ -21,7 +20,7 @@ using torch::stable::Tensor;
 using OptionalTensor = std::optional<Tensor>;
 using Sizes = std::vector<int64_t>;
 
-// What the kernels of this library take; every ops_<engine>.cpp says it of its own.
+// What the kernels of this library take.
 struct Engine {
   int32_t device_type;  // as aoti_torch_device_type_cpu() numbers them
   std::vector<ScalarType> dtypes;
@@ -29,7 +28,26 @@ struct Engine {
 };
 extern const Engine kEngine;
 
-// ---- checks: an error names the operation, the argument, what was wanted and what came
+inline const void* data(const Tensor& t) { return t.const_data_ptr(); }
+inline const void* data(const OptionalTensor& t) { return t.has_value() ? t->const_data_ptr() : nullptr; }
+
+inline Sizes sizes_of(const Tensor& t) { return {t.sizes().begin(), t.sizes().end()}; }
+
+// The engines' name of a floating dtype.
+inline DType dtype_of(ScalarType dtype) {
+  switch (dtype) {
+    case ScalarType::Double:
+      return DType::kFloat64;
+    case ScalarType::BFloat16:
+      return DType::kBFloat16;
+    case ScalarType::Half:
+      return DType::kFloat16;
+    default:
+      return DType::kFloat32;
+  }
+}
+
+// ---- how a message shows what came
 
 inline std::string to_string(const int64_t* values, size_t count) {
   std::ostringstream out;
@@ -39,12 +57,6 @@ inline std::string to_string(const int64_t* values, size_t count) {
   return out.str();
 }
 inline std::string to_string(const Sizes& sizes) { return to_string(sizes.data(), sizes.size()); }
-
-inline Sizes sizes_of(const Tensor& t) { return {t.sizes().begin(), t.sizes().end()}; }
-
-inline int64_t itemsize(ScalarType dtype) {
-  return dtype == ScalarType::Double ? 8 : dtype == ScalarType::Float ? 4 : 2;
-}
 
 // As Python names it.
 inline std::string to_string(ScalarType dtype) {
@@ -71,24 +83,6 @@ inline std::string to_string(const std::vector<ScalarType>& dtypes) {
   return out;
 }
 
-inline bool contains(const std::vector<ScalarType>& dtypes, ScalarType dtype) {
-  return std::find(dtypes.begin(), dtypes.end(), dtype) != dtypes.end();
-}
-
-// The kernels' name of a floating dtype.
-inline DType dtype_of(ScalarType dtype) {
-  switch (dtype) {
-    case ScalarType::Double:
-      return DType::kFloat64;
-    case ScalarType::BFloat16:
-      return DType::kBFloat16;
-    case ScalarType::Half:
-      return DType::kFloat16;
-    default:
-      return DType::kFloat32;
-  }
-}
-
 inline int32_t device_type(const Tensor& t) {
   int32_t type = 0;
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(t.get(), &type));
@@ -106,6 +100,12 @@ inline std::string describe_device(const Tensor& t) {
 inline std::string describe_strides(const Tensor& t) {
   return "shape " + to_string(sizes_of(t)) + " with strides " + to_string(t.strides().data(), t.strides().size());
 }
+
+inline bool contains(const std::vector<ScalarType>& dtypes, ScalarType dtype) {
+  return std::find(dtypes.begin(), dtypes.end(), dtype) != dtypes.end();
+}
+
+// ---- the checks
 
 // What the arguments of one call have in common where they are per-channel tensors only.
 class ChannelArguments {
@@ -139,16 +139,36 @@ class ChannelArguments {
     }
   }
 
+  void check_dtype(const char* name, const Tensor& t, ScalarType dtype) const {
+    if (t.scalar_type() == dtype) return;
+    fail(name, std::string("dtype ") + torch::headeronly::toString(dtype),
+         torch::headeronly::toString(t.scalar_type()));
+  }
+
   // A [rows, C] tensor of accumulators.
   void check_channels(const char* name, const Tensor& t, int64_t rows) const {
     const Sizes wanted = {rows, channels_};
     if (sizes_of(t) != wanted) fail(name, "shape " + to_string(wanted), to_string(sizes_of(t)));
-    if (t.scalar_type() != accumulator_) {
-      fail(name, std::string("dtype ") + torch::headeronly::toString(accumulator_),
-           torch::headeronly::toString(t.scalar_type()));
-    }
+    check_dtype(name, t, accumulator_);
     if (!t.is_contiguous()) fail(name, "contiguous strides", describe_strides(t));
     check_device(name, t);
+  }
+
+  // A [C] vector of any floating dtype: a parameter or a running statistic.
+  void check_parameter(const char* name, const Tensor& t) const {
+    const Sizes wanted = {channels_};
+    if (sizes_of(t) != wanted) fail(name, "shape " + to_string(wanted), to_string(sizes_of(t)));
+    if (!contains({ScalarType::Float, ScalarType::Double, ScalarType::BFloat16, ScalarType::Half}, t.scalar_type())) {
+      fail(name, "a floating dtype", torch::headeronly::toString(t.scalar_type()));
+    }
+    check_device(name, t);
+  }
+
+  // The same, if it is given, checked and as the engines see it.
+  Parameter parameter(const char* name, const OptionalTensor& t) const {
+    if (!t.has_value()) return {nullptr, DType::kFloat32, 0};
+    check_parameter(name, *t);
+    return {data(t), dtype_of(t->scalar_type()), t->stride(0)};
   }
 
   const Tensor& anchor() const { return anchor_; }  // the tensor that the others are checked against
@@ -202,10 +222,7 @@ class Arguments : public ChannelArguments {
       const char* part = wanted == sizes() ? ", " : " with fewer channels, ";
       fail(name, std::string("the shape of ") + name_ + part + to_string(wanted), to_string(sizes_of(t)));
     }
-    if (t.scalar_type() != dtype) {
-      fail(name, std::string("dtype ") + torch::headeronly::toString(dtype),
-           torch::headeronly::toString(t.scalar_type()));
-    }
+    check_dtype(name, t, dtype);
     if (!(channels_last_ ? is_channels_last(t) : t.is_contiguous())) {
       fail(name, std::string("the memory format of ") + name_ + (channels_last_ ? ", channels_last" : ", contiguous"),
            describe_strides(t));
@@ -238,6 +255,10 @@ class Arguments : public ChannelArguments {
   Sizes sizes() const { return sizes_of(anchor_); }
   bool channels_last() const { return channels_last_; }
   DType dtype() const { return dtype_of(anchor_.scalar_type()); }
+  Image image() const {
+    const int64_t plane = anchor_.size(2) * anchor_.size(3);
+    return {dtype(), channels_last_, anchor_.size(0) * plane, channels_, plane};
+  }
 
  private:
   // Dense in the order N, H, W, C; the stride of a dimension of one element says nothing.
@@ -253,70 +274,5 @@ class Arguments : public ChannelArguments {
   const char* name_;
   bool channels_last_;
 };
-
-// ---- allocation
-
-// Memory as torch.empty gives it (filled with NaN in deterministic mode, which the direct way to the allocator would
-// skip), seen with these sizes and strides.
-inline Tensor empty(const Tensor& like, const Sizes& sizes, const Sizes& strides, ScalarType dtype) {
-  int64_t numel = 1;
-  for (int64_t size : sizes) numel *= size;
-  int32_t code = torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype));
-  AtenTensorHandle handle;
-  TORCH_ERROR_CODE_CHECK(
-      aoti_torch_aten_new_empty(like.get(), &numel, 1, &code, nullptr, nullptr, 0, nullptr, &handle));
-  const Tensor memory(handle);
-  TORCH_ERROR_CODE_CHECK(aoti_torch__reinterpret_tensor(memory.get(), static_cast<int64_t>(sizes.size()), sizes.data(),
-                                                        strides.data(), 0, &handle));
-  return Tensor(handle);
-}
-
-inline Tensor empty_beside(const Tensor& t) {
-  return empty(t, sizes_of(t), {t.strides().begin(), t.strides().end()}, t.scalar_type());
-}
-
-// [N, C, H, W] in the memory format of the arguments.
-inline Tensor empty_image(const Arguments& arguments, const Sizes& s, ScalarType dtype) {
-  const Sizes strides = arguments.channels_last() ? Sizes{s[1] * s[2] * s[3], 1, s[3] * s[1], s[1]}
-                                                  : Sizes{s[1] * s[2] * s[3], s[2] * s[3], s[3], 1};
-  return empty(arguments.anchor(), s, strides, dtype);
-}
-
-// As `t`, one of the arguments, is, with the first `channels` of its channels.
-inline Tensor empty_part(const Arguments& arguments, const Tensor& t, int64_t channels) {
-  if (channels == arguments.channels()) return empty_beside(t);
-  Sizes sizes = arguments.sizes();
-  sizes[1] = channels;
-  return empty_image(arguments, sizes, t.scalar_type());
-}
-
-// [rows, C] of accumulators.
-inline Tensor empty_rows(const ChannelArguments& arguments, int64_t rows) {
-  const int64_t channels = arguments.channels();
-  return empty(arguments.anchor(), {rows, channels}, {channels, 1}, arguments.accumulator());
-}
-
-// [C] of accumulators.
-inline Tensor empty_channels(const ChannelArguments& arguments) {
-  return empty(arguments.anchor(), {arguments.channels()}, {1}, arguments.accumulator());
-}
-
-// What is returned in the place of an output that was not asked for.
-inline Tensor nothing(const Tensor& like) { return empty(like, {0}, {1}, like.scalar_type()); }
-
-inline const void* data(const Tensor& t) { return t.const_data_ptr(); }
-inline const void* data(const OptionalTensor& t) { return t.has_value() ? t->const_data_ptr() : nullptr; }
-
-// ---- per-channel parameters
-
-// A [C] vector of any floating dtype: a parameter or a running statistic.
-inline void check_parameter(const ChannelArguments& arguments, const char* name, const Tensor& t) {
-  const Sizes wanted = {arguments.channels()};
-  if (sizes_of(t) != wanted) arguments.fail(name, "shape " + to_string(wanted), to_string(sizes_of(t)));
-  if (!contains({ScalarType::Float, ScalarType::Double, ScalarType::BFloat16, ScalarType::Half}, t.scalar_type())) {
-    arguments.fail(name, "a floating dtype", torch::headeronly::toString(t.scalar_type()));
-  }
-  arguments.check_device(name, t);
-}
 
 }  // namespace fused_resnet

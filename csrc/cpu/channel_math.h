@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-namespace fused_resnet {
+namespace fused_resnet::cpu {
 
 // Merges the moments of `parts` disjoint parts of a batch (Chan et al., "Updating formulae and a pairwise algorithm for
 // computing sample variances", 1979) into the mean and biased variance of the whole.  means, m2s: [parts, channels].
@@ -26,13 +26,4 @@ void finish_coefficients(const A* sum_grad, const A* sum_centred, const A* mean,
                          double eps, int64_t count, bool batch_stats, int64_t channels, A* grad_weight, A* grad_bias,
                          A* coefficients);
 
-// running += momentum·(batch − running), as torch.nn.BatchNorm2d moves its statistics.
-template <typename R, typename A>
-void move_running(R* running, int64_t stride, const A* batch, double momentum, int64_t channels) {
-  for (int64_t c = 0; c < channels; ++c, running += stride) {
-    const double now = static_cast<double>(*running);
-    *running = static_cast<R>(now + momentum * (static_cast<double>(batch[c]) - now));
-  }
-}
-
-}  // namespace fused_resnet
+}  // namespace fused_resnet::cpu

@@ -4,9 +4,7 @@
 
 #include <cstdint>
 
-#include "fused_resnet/types.h"
-
-namespace fused_resnet {
+namespace fused_resnet::cpu {
 
 // The most columns that a tile of a reduction has: its accumulators (three rows of doubles) stay in the L1 cache.
 inline constexpr int64_t kMaxColumnTile = 512;
@@ -25,4 +23,4 @@ struct Plan {
 // pixels: N * H * W.  itemsize: bytes of an element.
 Plan plan(int64_t pixels, int64_t channels, int64_t itemsize);
 
-}  // namespace fused_resnet
+}  // namespace fused_resnet::cpu

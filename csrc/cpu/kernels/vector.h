@@ -11,12 +11,11 @@
 #include <immintrin.h>
 #endif
 
-#include "fused_resnet/types.h"
+#include "ops/engine.h"
 
 #define FUSED_RESNET_INLINE inline __attribute__((always_inline))
 
-namespace fused_resnet {
-namespace FUSED_RESNET_ISA {
+namespace fused_resnet::cpu::FUSED_RESNET_ISA {
 
 #if defined(__AVX512F__)
 inline constexpr int kVectorBytes = 64;
@@ -25,6 +24,10 @@ inline constexpr int kVectorBytes = 32;
 #else
 inline constexpr int kVectorBytes = 16;
 #endif
+
+struct BFloat16 {
+  uint16_t bits;
+};
 
 template <typename E, int N>
 struct VectorOf {
@@ -305,5 +308,4 @@ FUSED_RESNET_INLINE void visit_bool(bool value, const Visitor& visitor) {
   return value ? visitor(Constant<true>{}) : visitor(Constant<false>{});
 }
 
-}  // namespace FUSED_RESNET_ISA
-}  // namespace fused_resnet
+}  // namespace fused_resnet::cpu::FUSED_RESNET_ISA

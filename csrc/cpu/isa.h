@@ -1,7 +1,7 @@
 // The instruction sets that the CPU kernels are compiled for, and the one that this machine gets.
 #pragma once
 
-namespace fused_resnet {
+namespace fused_resnet::cpu {
 
 enum class Isa { kBaseline, kX86_64_v3, kX86_64_v4, kX86_64_v4_bf16 };
 
@@ -16,4 +16,4 @@ Isa isa();
 // Whether the kernels were compiled for this set.
 bool isa_built(Isa isa);
 
-}  // namespace fused_resnet
+}  // namespace fused_resnet::cpu
