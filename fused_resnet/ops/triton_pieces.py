@@ -36,6 +36,14 @@ def scale_shift(x, affine, C, columns, mask):
 
 
 @triton.jit
+def act(value, RELU: tl.constexpr):
+    """ReLU, which NaN passes, or the value itself."""
+    if RELU:
+        value = tl.maximum(value, 0.0, propagate_nan=tl.PropagateNan.ALL)
+    return value
+
+
+@triton.jit
 def relu_grad(grad, value):
     """``G``: grad, or 0 where ``value <= 0``; NaN passes."""
     return tl.where(value <= 0, 0.0, grad)

@@ -9,10 +9,10 @@ import triton.language as tl
 from torch import Tensor
 
 from fused_resnet.ops.batch_norm_act import config
-from fused_resnet.ops.batch_norm_act.triton_pieces import act, in_part, one_pass, part_of_channels
+from fused_resnet.ops.batch_norm_act.triton_pieces import in_part, one_pass, part_of_channels
 from fused_resnet.ops.launch import ceil_div, multiprocessors
 from fused_resnet.ops.triton_merge import add_parts
-from fused_resnet.ops.triton_pieces import relu_grad, scale_shift, split_program
+from fused_resnet.ops.triton_pieces import act, relu_grad, scale_shift, split_program
 
 __all__ = [
     "add_masked_",

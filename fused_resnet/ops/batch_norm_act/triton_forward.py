@@ -11,10 +11,10 @@ from torch import Tensor
 
 from fused_resnet.ops.batch_norm_act import config
 from fused_resnet.ops.batch_norm_act.reference import update_running_stats_
-from fused_resnet.ops.batch_norm_act.triton_pieces import act, in_part, one_pass, part_of_channels
+from fused_resnet.ops.batch_norm_act.triton_pieces import in_part, one_pass, part_of_channels
 from fused_resnet.ops.launch import ceil_div, multiprocessors, power_of_two
 from fused_resnet.ops.triton_merge import MERGED_CHANNELS, merge_moments, store_merged
-from fused_resnet.ops.triton_pieces import scale_shift, split_program, store_affine
+from fused_resnet.ops.triton_pieces import act, scale_shift, split_program, store_affine
 
 __all__ = [
     "batch_norm_act",

@@ -9,14 +9,6 @@ from fused_resnet.ops.launch import ceil_div
 
 
 @triton.jit
-def act(value, RELU: tl.constexpr):
-    """ReLU, which NaN passes, or the value itself."""
-    if RELU:
-        value = tl.maximum(value, 0.0, propagate_nan=tl.PropagateNan.ALL)
-    return value
-
-
-@triton.jit
 def in_part(rows, columns, inside, CHANNEL: tl.constexpr, CHANNELS: tl.constexpr):
     """Where a tile is in a tensor of only ``CHANNELS`` channels, from ``CHANNEL`` on: offsets, and what it has.
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fused_resnet.ops.batch_norm_act_pool import config
 from fused_resnet.ops.launch import ceil_div
-from fused_resnet.ops.triton_pieces import split_program
+from fused_resnet.ops.triton_pieces import act, split_program
 
 __all__ = ["batch_norm_act_pool"]
 
@@ -63,9 +63,7 @@ def _pool_kernel(
             there = inside & (h >= 0) & (h < H) & (w >= 0) & (w < W)
             at = ((image + h) * W + w)[:, None] * C + columns[None, :]
             exists = there[:, None] & mask[None, :]
-            value = tl.load(x + at, exists, 0.0).to(tl.float32) * a[None, :] + b[None, :]
-            if RELU:
-                value = tl.maximum(value, 0.0, propagate_nan=tl.PropagateNan.ALL)
+            value = act(tl.load(x + at, exists, 0.0).to(tl.float32) * a[None, :] + b[None, :], RELU)
             # ties are decided among values as they would have been stored
             value = value.to(z.dtype.element_ty).to(tl.float32)
             wins = exists & ((value > best) | (value != value))

@@ -19,7 +19,7 @@ from fused_resnet.ops.pointwise_conv_norm.triton_gram import (
     missed_mean,
     prologue_of,
 )
-from fused_resnet.ops.triton_pieces import matrix_tile, scale_shift, store_affine, weight_tile
+from fused_resnet.ops.triton_pieces import act, matrix_tile, scale_shift, store_affine, weight_tile
 
 __all__ = ["pointwise_conv_norm_act"]
 
@@ -131,8 +131,7 @@ def _fprop_act_kernel(
             if RESIDUAL_AFFINE:
                 side = scale_shift(side, residual_affine, N, columns, mask)
             value += side
-        if RELU:
-            value = tl.maximum(value, 0.0, propagate_nan=tl.PropagateNan.ALL)
+        value = act(value, RELU)
         tl.store(z + at, value.to(z.dtype.element_ty), inside)
 
 

@@ -14,7 +14,7 @@ from fused_resnet.ops.launch import ceil_div, float32_precision, multiprocessors
 from fused_resnet.ops.pointwise_conv.config import in_parts
 from fused_resnet.ops.pointwise_conv_norm import config
 from fused_resnet.ops.triton_merge import add_parts
-from fused_resnet.ops.triton_pieces import matrix_tile, scale_shift
+from fused_resnet.ops.triton_pieces import act, matrix_tile, scale_shift
 
 # ---- the pieces that kernels share
 
@@ -76,9 +76,7 @@ def _centre_kernel(
     if AFFINE:
         a = tl.load(x_affine + columns, mask, 0.0)
         b = tl.load(x_affine + K + columns, mask, 0.0)
-        u = u * a[None, :] + b[None, :]
-        if RELU:
-            u = tl.maximum(u, 0.0, propagate_nan=tl.PropagateNan.ALL)
+        u = act(u * a[None, :] + b[None, :], RELU)
     u = tl.where(exists, u, 0.0)
     c = tl.sum(u, 0) / count.to(tl.float32)
     power = (tl.max(tl.abs(u), 0).to(tl.int32, bitcast=True) & 0x7F800000).to(tl.float32, bitcast=True)
