@@ -1,5 +1,7 @@
 """Batch norm with an optional second branch and ReLU: statistics, apply, and the two passes of its backward."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -9,44 +11,29 @@ from fused_resnet.ops.library import accumulation_dtype
 __all__ = ["OPERATIONS", "reference"]
 
 
-def _fake_stats(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> tuple[Tensor, Tensor]:
+# The fakes name the arguments that their results have something of.
+
+
+def _fake_stats(x: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
     moments = x.new_empty(3, x.shape[1], dtype=accumulation_dtype(x.dtype))
     return moments, moments.new_empty(2, x.shape[1])
 
 
-def _fake_merge(parts: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> tuple[Tensor, Tensor]:
+def _fake_merge(parts: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
     moments = parts.new_empty(3, parts.shape[1] // 2)
     return moments, moments.new_empty(2, moments.shape[1])
 
 
-def _fake_affine(moments: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
+def _fake_affine(moments: Tensor, *_: Any) -> Tensor:
     return moments.new_empty(2, moments.shape[1])
 
 
-def _fake_act(
-    x: Tensor,
-    affine: Tensor,
-    residual: Tensor | None,
-    residual_affine: Tensor | None,
-    relu: bool,
-    residual_channel: int = 0,
-) -> Tensor:
+def _fake_act(x: Tensor, *_: Any) -> Tensor:
     return torch.empty_like(x)
 
 
-def _fake_act_(x: Tensor, affine: Tensor, residual: Tensor | None, residual_affine: Tensor | None, relu: bool) -> None:
-    return None
-
-
 def _fake_reduce(
-    grad: Tensor,
-    x: Tensor,
-    moments: Tensor,
-    affine: Tensor,
-    z: Tensor | None,
-    residual: Tensor | None,
-    residual_moments: Tensor | None,
-    relu: bool,
+    grad: Tensor, x: Tensor, moments: Tensor, affine: Tensor, z: Tensor | None, residual: Tensor | None, *_: Any
 ) -> Tensor:
     return moments.new_empty(2 if residual is None else 4, x.shape[1])
 
@@ -72,7 +59,7 @@ def _fake_backward(
     residual_coefficients: Tensor | None,
     relu: bool,
     masked_channels: int,
-    masked_channel: int = 0,
+    *_: Any,
 ) -> tuple[Tensor, Tensor]:
     if residual is not None:
         return torch.empty_like(x), torch.empty_like(residual)
@@ -80,36 +67,20 @@ def _fake_backward(
 
 
 def _fake_backward_(
-    grad: Tensor,
-    x: Tensor,
-    affine: Tensor,
-    coefficients: Tensor,
-    z: Tensor | None,
-    relu: bool,
-    wants_activation: bool,
+    grad: Tensor, x: Tensor, affine: Tensor, coefficients: Tensor, z: Tensor | None, relu: bool, wants_activation: bool
 ) -> Tensor:
     return torch.empty_like(x) if wants_activation else x.new_empty(0)
 
 
-def _fake_masked_grad(grad: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(grad), grad.new_empty(grad.shape[1], dtype=accumulation_dtype(grad.dtype))
+def _fake_masked_grad(grad: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(grad), _fake_masked_grad_(grad)
 
 
-def _fake_masked_grad_(grad: Tensor, other: Tensor | None, z: Tensor) -> Tensor:
+def _fake_masked_grad_(grad: Tensor, *_: Any) -> Tensor:
     return grad.new_empty(grad.shape[1], dtype=accumulation_dtype(grad.dtype))
 
 
-def _fake_add_masked_(dx: Tensor, grad: Tensor, z: Tensor | None, relu: bool) -> None:
-    return None
-
-
-def _fake_update_running_stats_(
-    means: list[Tensor],
-    variances: list[Tensor],
-    counters: list[Tensor],
-    moments: list[Tensor],
-    momentum: float | None,
-) -> None:
+def _fake_nothing(*_: Any) -> None:
     return None
 
 
@@ -131,7 +102,7 @@ OPERATIONS = {
     ),
     "batch_norm_act_": (
         "(Tensor(a!) x, Tensor affine, Tensor? residual, Tensor? residual_affine, bool relu) -> ()",
-        _fake_act_,
+        _fake_nothing,
     ),
     "batch_norm_act_reduce": (
         "(Tensor grad, Tensor x, Tensor moments, Tensor affine, Tensor? z, Tensor? residual,"
@@ -155,9 +126,9 @@ OPERATIONS = {
     ),
     "update_running_stats_": (
         "(Tensor(a!)[] means, Tensor(b!)[] variances, Tensor(c!)[] counters, Tensor[] moments, float? momentum) -> ()",
-        _fake_update_running_stats_,
+        _fake_nothing,
     ),
     "masked_grad": ("(Tensor grad, Tensor z) -> (Tensor, Tensor)", _fake_masked_grad),
     "masked_grad_": ("(Tensor(a!) grad, Tensor? other, Tensor z) -> Tensor", _fake_masked_grad_),
-    "add_masked_": ("(Tensor(a!) dx, Tensor grad, Tensor? z, bool relu) -> ()", _fake_add_masked_),
+    "add_masked_": ("(Tensor(a!) dx, Tensor grad, Tensor? z, bool relu) -> ()", _fake_nothing),
 }
