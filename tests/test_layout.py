@@ -3,6 +3,7 @@
 import ast
 import graphlib
 import itertools
+import re
 from pathlib import Path
 
 import pytest
@@ -76,9 +77,31 @@ def test_no_import_is_in_a_circle():
     sorter.prepare()  # raises with the circle
 
 
-def test_the_drawing_has_every_room():
-    drawing = (ROOT / "docs" / "design.md").read_text().partition("## 6. Layout")[2].partition("## 7.")[0]
-    assert not [room for room in ROW_OF if not room.startswith("__") and room not in drawing]
+def drawn() -> dict[str, list[str]]:
+    """The rooms and modules of the drawing, in its order, with the files that it names in each."""
+    drawing = (ROOT / "docs" / "design.md").read_text().partition("## 6. Layout")[2].partition("```")[2]
+    rooms: dict[str, list[str]] = {}
+    for line in drawing.partition("fused_resnet/ ")[2].partition("benchmarks/")[0].splitlines()[1:]:
+        if named := re.match(r"  (\w+)(?:/|\.py)", line):
+            room = named[1]
+        rooms.setdefault(room, []).extend(re.findall(r"(\w+)\.py", line))
+    return rooms
+
+
+def test_the_drawing_has_every_room_in_its_row():
+    rooms = drawn()
+    alone = {"doctor"}  # stands in the line of another
+    assert {room for room in ROW_OF if not room.startswith("__")} - alone == rooms.keys()
+    rows = [ROW_OF[room] for room in rooms if room not in ("models", "system")]
+    assert rows == sorted(rows)
+
+
+def test_the_drawing_names_files_that_are_there():
+    rooms = drawn()
+    assert sum(map(len, rooms.values())) > 40
+    for room, files in rooms.items():
+        there = {path.stem for path in (*PACKAGE.glob("*.py"), *(PACKAGE / room).rglob("*.py"))}
+        assert set(files) <= there, room
 
 
 @pytest.mark.parametrize("folder", ["fused_resnet", "csrc", "benchmarks", "tests"])

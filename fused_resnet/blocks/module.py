@@ -11,6 +11,7 @@ import functools
 from typing import Any
 
 import torch
+import torch.nn.functional as F  # noqa: F401 - TorchScript, given a stock forward, looks its names up here
 from torch import Tensor, nn
 
 from fused_resnet.blocks.fusion import note_last_call, plan_of, prepare_again

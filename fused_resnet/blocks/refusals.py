@@ -1,4 +1,8 @@
-"""Why a call, or a layer as it is now, is stock's: every refusal is a sentence that ``explain`` prints."""
+"""Why a call, or a layer as it is now, is stock's: every refusal is a sentence that ``explain`` prints.
+
+What has changed since ``fuse`` is refused in :mod:`fused_resnet.blocks.guards`, what is no chain in
+:mod:`fused_resnet.surgery.rules`, what a trace cannot show in :mod:`fused_resnet.tracing`.
+"""
 
 from typing import Any
 

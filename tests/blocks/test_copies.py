@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import fused_resnet
-from fused_resnet import models
+from fused_resnet import blocks, models
 from fused_resnet.blocks.mixin import FusedModule
 from tests.support.hand_written import Basic, images, make
 from tests.support.networks import through_file, through_pickle
@@ -58,3 +58,9 @@ def test_averaged_models_work(chains_run):
     averaged.update_parameters(make(Basic))
     torch.optim.swa_utils.update_bn([images()], averaged)
     assert len(chains_run) == 1
+
+
+def test_the_names_in_pickles_of_fused_models_are_there():
+    """They have been in ``fused_resnet.blocks`` since before it was a package."""
+    for name in ("BlockPaths", "Container", "Fusion", "UnitPaths", "_restore_plan", "restore"):
+        assert callable(getattr(blocks, name))

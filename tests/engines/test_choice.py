@@ -1,6 +1,8 @@
 """Which engine serves, and what is said where one cannot."""
 
 import re
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -215,3 +217,17 @@ def test_a_traced_chain_on_a_gpu_is_channels_last(pretended_gpu, memory_format, 
         x = torch.empty(2, 3, 32, 32).to(memory_format=memory_format)
         z = model.layer2(model.layer1(model.relu(model.bn1(model.conv1(x)))))
         assert z.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_a_step_checks_and_loads_nothing(monkeypatch):
+    model = fused_resnet.fuse(torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1), torch.nn.BatchNorm2d(4)))
+
+    def refuse(*_):
+        raise AssertionError("in the middle of a step")
+
+    monkeypatch.setattr(sys.modules["fused_resnet.ops.self_check"], "self_check", refuse)
+    monkeypatch.setattr(torch.ops, "load_library", refuse)
+    for name in ("exists", "open", "read_text"):
+        monkeypatch.setattr(Path, name, refuse)
+    for _ in range(2):
+        model(torch.randn(2, 3, 5, 5)).sum().backward()
