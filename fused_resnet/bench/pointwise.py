@@ -40,6 +40,7 @@ from fused_resnet.bench.accuracy import GRADIENT, OUTPUT, STATISTIC, Result
 from fused_resnet.bench.block import RESIDUAL_BLOCKS
 from fused_resnet.bench.peers import EXACT_PEER, STOCK_PEER, Peer
 from fused_resnet.bench.rows import TORCH
+from fused_resnet.ops.activation import NONE, RELU
 from fused_resnet.ops.library import accumulation_dtype, dense, rows
 
 FIRST, END, PROJECTION = "first", "end", "projection"
@@ -237,7 +238,7 @@ class Pointwise:
         """Compute the output of a block."""
         if self.apart:
             y, moments, affine = self._conv_stats()
-            z = self.k.batch_norm_act(y, affine, self.residual, None, True)
+            z = self.k.batch_norm_act(y, affine, self.residual, None, *RELU)
         else:
             z, moments, affine, _ = self._end()
         return {OUTPUT: {"z": z}, STATISTIC: {"moments": moments, "affine": affine}}
@@ -255,7 +256,7 @@ class Pointwise:
             du, dw, d_gamma, sums = self._gradients_from_y(wants_input)
         else:
             du, dw, d_gamma, sums = self.k.pointwise_conv_norm_backward(
-                self.grad, self.sum_grad, self.x, self.x_affine, self.x_moments, self.x_affine is not None,
+                self.grad, self.sum_grad, self.x, self.x_affine, self.x_moments, RELU,
                 self.conv_weight, *self._forward, self.weight, EPS, wants_input,
             )  # fmt: skip
         gradients = {"weight": dw, "γ": d_gamma}
@@ -267,23 +268,23 @@ class Pointwise:
 
     def _gradients_from_y(self, wants_input: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         k, (y, moments, affine) = self.k, self._kept
-        sums = k.batch_norm_act_reduce(self.grad, y, moments, affine, None, None, None, False)
+        sums = k.batch_norm_act_reduce(self.grad, y, moments, affine, None, None, None, *NONE)
         count = y.numel() // y.shape[1]
         d_gamma, _, coefficients = k.batch_norm_coefficients(sums, 0, moments, self.weight, EPS, count, True)
-        dy, _ = k.batch_norm_act_backward(self.grad, y, affine, coefficients, None, None, None, False, 0)
+        dy, _ = k.batch_norm_act_backward(self.grad, y, affine, coefficients, None, None, None, *NONE, 0)
         du, dw, _ = _backward(
             dy, self._input(), self.conv_weight, None, (1, 1), (0, 0), (1, 1), False, (0, 0), 1,
             [wants_input, True, False],
         )  # fmt: skip
         if self.x_moments is not None:
-            sums = k.batch_norm_act_reduce(du, self.x, self.x_moments, self.x_affine, None, None, None, True)
+            sums = k.batch_norm_act_reduce(du, self.x, self.x_moments, self.x_affine, None, None, None, *RELU)
         return du, dw, d_gamma, sums
 
     def _input(self) -> Tensor:
         """Return what the convolution reads, written to memory."""
         if self.x_affine is None:
             return self.x
-        z: Tensor = self.k.batch_norm_act(self.x, self.x_affine, None, None, True)
+        z: Tensor = self.k.batch_norm_act(self.x, self.x_affine, None, None, *RELU)
         return z
 
     def _conv_stats(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -307,8 +308,8 @@ class Pointwise:
 
     def _end(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         return self.k.pointwise_conv_norm_act(  # type: ignore[no-any-return]
-            self.x, self.x_affine, self.x_affine is not None, self.conv_weight, self.weight, self.bias, EPS,
-            self.residual, None, True,
+            self.x, self.x_affine, RELU, self.conv_weight, self.weight, self.bias, EPS,
+            self.residual, None, RELU,
         )  # fmt: skip
 
     @cached_property

@@ -10,18 +10,18 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from fused_resnet.chain.spec import Padded
+from fused_resnet.ops.activation import Act
 
 Path = tuple[str, ...]
-FUNCTION = "function"
 Reads = tuple[tuple[tuple[str, ...], Any], ...]  # names, and what was read there, as guards.frozen copies it
 
 
 class UnitPaths(NamedTuple):
-    """Where a unit's modules are, from the fused module down; ``act`` may also be None or :data:`FUNCTION`."""
+    """Where a unit's modules are, from the fused module down; an activation that is a function is that itself."""
 
     conv: Path | None
     norm: Path
-    act: Path | str | None
+    act: Path | Act | None
 
 
 class BlockPaths(NamedTuple):
@@ -36,7 +36,7 @@ class BlockPaths(NamedTuple):
     def modules(self) -> tuple[Path, ...]:
         """The paths of all modules that the block runs."""
         units = [unit for unit in (*self.units, self.shortcut) if isinstance(unit, UnitPaths)]
-        paths = [path for unit in units for path in unit if isinstance(path, tuple)]
+        paths = [path for unit in units for path in unit if path is not None and not isinstance(path, Act)]
         return (*paths, *([] if self.pool is None else [self.pool]))
 
 

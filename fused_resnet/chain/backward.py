@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from fused_resnet.chain import synchronized
-from fused_resnet.chain.forward import Raw, is_pointwise, makes_sums
+from fused_resnet.chain.forward import Raw, is_pointwise, makes_sums, residual_like
 from fused_resnet.chain.spec import IDENTITY, Block, Padded, Parameters, Saved, Unit
+from fused_resnet.ops.activation import NONE, Act
 from fused_resnet.ops.library import dense, dense_like, is_channels_last, rows
 from fused_resnet.ops.pointwise_conv.config import makes_weight_gradient
 
@@ -119,6 +120,8 @@ class BlockBackward:
     def run(self, gradient: Gradient, output: Tensor | None) -> tuple[Gradient | None, Tensor | None]:
         """Return the gradients of ``x`` and of a separate shortcut; ``output`` where the block masks by it."""
         last = len(self.block.units) - 1
+        if self.block.remakes_sum:
+            output = self.sum_at_end()
         if self.block.pool is not None:
             size = self.y(last).shape[2:]
             grad = dense_like(gradient.grad, self.index)
@@ -143,12 +146,12 @@ class BlockBackward:
             gradient = Gradient(*masked)
         wants_source = self.wants_shortcut if self.separate else self.wants_x
         if gradient.sum is not None:
-            dy = self.branches(stored, gradient.grad, None, False) if stored else ()
+            dy = self.branches(stored, gradient.grad, None, NONE) if stored else ()
             d_source = self.of_shortcut(gradient.grad) if wants_source else None
         else:
             wants_masked = wants_source and self.takes_masked()
             owns_grad = gradient.owned and shortcut is None
-            dy = self.branches(stored, gradient.grad, z, self.block.units[last].relu, wants_masked, owns_grad)
+            dy = self.branches(stored, gradient.grad, z, self.block.units[last].act, wants_masked, owns_grad)
             d_source = dy[1] if wants_masked else None
         of_stored = dict(zip(stored, dy, strict=False))
         behind, *projection = [
@@ -176,7 +179,7 @@ class BlockBackward:
             return Gradient(dx, None)
         if d_source is None and self.block.shortcut == IDENTITY:
             z = None if z is None else dense_like(z, dx)
-            self.k.add_masked_(dx, dense_like(grad, dx), z, self.block.units[-1].relu)
+            self.k.add_masked_(dx, dense_like(grad, dx), z)
         elif d_source is not None and self.masks_x and d_source.shape == dx.shape:
             return Gradient(dx, self.k.masked_grad_(dx, dense_like(d_source, dx), dense_like(self.x, dx)))
         elif d_source is not None:
@@ -205,7 +208,7 @@ class BlockBackward:
             return self.block.shortcut == IDENTITY or isinstance(self.block.shortcut, Padded)
         first, last = self.y(0), self.y(len(self.block.units) - 1)
         adds_product = len(self.block.units) > 1 and self.adds_product(first, last)
-        return self.block.masks_by_output and (self.masks_x or adds_product)
+        return self.block.remakes_sum or (self.block.masks_by_output and (self.masks_x or adds_product))
 
     def adds_product(self, dy: Tensor, d_source: Tensor) -> bool:
         """Whether the first convolution is a product of matrices that can be added to the shortcut's gradient."""
@@ -240,7 +243,7 @@ class BlockBackward:
             return None
         wants_z = behind.dy is not None
         dy, z = self.branches(
-            [i], behind.dz, None, self.block.units[i].relu, owns_grad=True, sums=behind.sums, wants_activation=wants_z
+            [i], behind.dz, None, self.block.units[i].act, owns_grad=True, sums=behind.sums, wants_activation=wants_z
         )
         if behind.dy is not None:
             self.convolution(i + 1, behind.dy, self.z(i + 1) if z is None else z, wants_input=False)
@@ -251,7 +254,7 @@ class BlockBackward:
         units: Sequence[int],
         grad: Tensor,
         z: Tensor | None,
-        relu: bool,
+        act: Act,
         wants_masked: bool = False,
         owns_grad: bool = False,
         sums: Tensor | None = None,
@@ -268,19 +271,19 @@ class BlockBackward:
         grad = dense_like(grad, y)
         if sums is None and self.needs_sums(units):
             side_moments = None if side is None else self.moments[units[1]]
-            sums = self.k.batch_norm_act_reduce(grad, y, self.moments[first], affine, z, side, side_moments, relu)
+            sums = self.k.batch_norm_act_reduce(grad, y, self.moments[first], affine, z, side, side_moments, *act)
         count = y.numel() // y.shape[1]
         coefficients = [self.coefficients(i, branch, sums, count) for branch, i in enumerate(units)]
         if not any(map(self.wants_dy, units)) and not wants_masked:
             return None, None
         if owns_grad:
-            activation = self.k.batch_norm_act_backward_(grad, y, affine, coefficients[0], z, relu, wants_activation)
+            activation = self.k.batch_norm_act_backward_(grad, y, affine, coefficients[0], z, *act, wants_activation)
             return grad, activation if wants_activation else None
         side_coefficients = coefficients[1] if side is not None else None
         _, before, after = self.block.padded
         masked_channels = y.shape[1] - before - after if wants_masked else 0
         dy, second = self.k.batch_norm_act_backward(
-            grad, y, affine, coefficients[0], z, side, side_coefficients, relu, masked_channels, before
+            grad, y, affine, coefficients[0], z, side, side_coefficients, *act, masked_channels, before
         )
         return dy, second if side is not None or wants_masked else None
 
@@ -320,11 +323,11 @@ class BlockBackward:
         gradients = Parameters(None, None, None, _as(gradient.sum, p.bias) if wanted.bias else None)
         dz = sums = None
         if self.wants_dy(i) or wanted.weight:
-            x, affine, relu = self.raw(i)
+            x, affine, act = self.raw(i)
             x = dense(x if in_path else self.block.pixels(x), self.k.channels_last)
             x_moments = self.moments[i - 1] if in_path and i > 0 and self.needs_sums([i - 1]) else None
             dz, d_weight, grad_weight, sums = self.k.pointwise_conv_norm_backward(
-                gradient.grad, gradient.sum, x, affine, x_moments, relu, self.weight(i), self.moments[i],
+                gradient.grad, gradient.sum, x, affine, x_moments, act, self.weight(i), self.moments[i],
                 self.kept[i].y, p.weight, unit.eps, self.wants_input[i],
             )  # fmt: skip
             gradients = gradients._replace(
@@ -379,21 +382,32 @@ class BlockBackward:
     def raw(self, i: int) -> Raw:
         """Return what the input of a unit's convolution is made of."""
         if i in (0, len(self.block.units)):
-            return self.x if i == 0 else self.source, None, False
-        return self.y(i - 1), self.kept[i - 1].affine, self.block.units[i - 1].relu
+            return self.x if i == 0 else self.source, None, NONE
+        return self.y(i - 1), self.kept[i - 1].affine, self.block.units[i - 1].act
 
     def z(self, i: int) -> Tensor:
         """Return the input of a unit's convolution, rebuilt where it was not kept."""
-        y, affine, relu = self.raw(i)
+        y, affine, act = self.raw(i)
         if affine is None:
             return y
-        z: Tensor = self.k.batch_norm_act(y, affine, None, None, relu)
+        z: Tensor = self.k.batch_norm_act(y, affine, None, None, *act)
         return z
 
     def y(self, i: int) -> Tensor:
         """Return the input of a unit's batch norm."""
         y = self.kept[i].y
         return y if y is not None else dense(self.x if i < len(self.block.units) else self.source, self.k.channels_last)
+
+    def sum_at_end(self) -> Tensor:
+        """Return what the block's last activation read, ``a·y + b + R``, made again."""
+        last = len(self.block.units) - 1
+        y, residual, residual_affine = self.y(last), self.block.pixels(self.source), None
+        if isinstance(self.block.shortcut, Unit):
+            residual, residual_affine = self.y(last + 1), self.kept[last + 1].affine
+        _, before, after = self.block.padded
+        residual = residual_like(residual, y, before + after)
+        z: Tensor = self.k.batch_norm_act(y, self.kept[last].affine, residual, residual_affine, *NONE, before)
+        return z
 
     def wants_dy(self, i: int) -> bool:
         """Whether the gradient of a unit's batch norm's input leads anywhere."""

@@ -9,12 +9,13 @@ from torch import Tensor
 
 from fused_resnet.chain import synchronized
 from fused_resnet.chain.spec import Block, Conv, Padded, Parameters, Unit
+from fused_resnet.ops.activation import NONE, RELU, Act
 from fused_resnet.ops.library import accumulation_dtype, dense, dense_like
 from fused_resnet.ops.pointwise_conv import config
 from fused_resnet.ops.pointwise_conv_norm.config import pays
 
-# an activation, or the y, affine and relu that it is made of
-Raw = tuple[Tensor, Tensor | None, bool]
+# an activation, or the y, affine and Act that it is made of
+Raw = tuple[Tensor, Tensor | None, Act]
 
 
 def keeps_y(block: Block, i: int, weight: Tensor | None, engine: str, memory: str) -> bool:
@@ -25,7 +26,7 @@ def keeps_y(block: Block, i: int, weight: Tensor | None, engine: str, memory: st
         return True
     if unit.conv is None or unit.conv.bias or not is_pointwise(unit, weight):
         return True
-    if i < len(block.units) and unit.conv.stride != (1, 1):
+    if i < len(block.units) and (unit.conv.stride != (1, 1) or (i > 0 and block.units[i - 1].act not in (NONE, RELU))):
         return True
     outputs, inputs = weight.shape[:2]
     return not pays(engine, memory, inputs, outputs, weight.itemsize)
@@ -90,18 +91,18 @@ class BlockForward:
     def run(self, x: Tensor, shortcut: Tensor | None) -> Tensor:
         """Return the block's output; the shortcut starts from ``x`` where it is None."""
         last = len(self.block.units) - 1
-        raw: Raw = (dense(x, True) if self.k.channels_last else x, None, False)
+        raw: Raw = (dense(x, True) if self.k.channels_last else x, None, NONE)
         for i in range(last):
-            raw = (*self.conv_norm(i, self.activation(*raw)), self.block.units[i].relu)
+            raw = (*self.conv_norm(i, self.activation(*raw)), self.block.units[i].act)
         if self.block.shortcut is not None:
             return self.end(raw, x if shortcut is None else shortcut)
         y, affine = self.conv_norm(last, self.activation(*raw))
-        relu = self.block.units[last].relu
+        act = self.block.units[last].act
         output: Tensor
         if self.block.pool is None:
-            output = self.k.batch_norm_act(y, affine, None, None, relu)
+            output = self.k.batch_norm_act(y, affine, None, None, *act)
         else:
-            output, self.index = self.k.batch_norm_act_pool(y, affine, relu, *map(list, self.block.pool))
+            output, self.index = self.k.batch_norm_act_pool(y, affine, *act, *map(list, self.block.pool))
         return output
 
     def end(self, raw: Raw, residual: Tensor) -> Tensor:
@@ -116,15 +117,15 @@ class BlockForward:
         output: Tensor
         if weight is None or self.keeps_y(last):
             y, affine = self.conv_norm(last, self.activation(*raw))
-            residual = dense_like(_residual(residual, y.shape, y.dtype, before + after), y)
-            output = self.k.batch_norm_act(y, affine, residual, residual_affine, unit.relu, before)
+            residual = residual_like(residual, y, before + after)
+            output = self.k.batch_norm_act(y, affine, residual, residual_affine, *unit.act, before)
             return output
         x = raw[0]
         _check_batch(x)
         shape = torch.Size((x.shape[0], weight.shape[0], *x.shape[2:]))
         residual = dense(_residual(residual, shape, x.dtype), self.k.channels_last)
         output, moments, affine, gram = self.k.pointwise_conv_norm_act(
-            *raw, weight, p.weight, p.bias, unit.eps, residual, residual_affine, unit.relu
+            *raw, weight, p.weight, p.bias, unit.eps, residual, residual_affine, unit.act
         )
         self.keep(last, gram, moments, affine)
         return output
@@ -133,9 +134,9 @@ class BlockForward:
         """Whether backward needs a unit's ``y``."""
         return keeps_y(self.block, i, self.weights[i], self.k.engine, self.memory)
 
-    def activation(self, y: Tensor, affine: Tensor | None, relu: bool) -> Tensor:
+    def activation(self, y: Tensor, affine: Tensor | None, act: Act) -> Tensor:
         """Return ``act(a·y + b)``, or ``y`` where that is an activation already."""
-        z: Tensor = y if affine is None else self.k.batch_norm_act(y, affine, None, None, relu)
+        z: Tensor = y if affine is None else self.k.batch_norm_act(y, affine, None, None, *act)
         return z
 
     def conv_norm(self, i: int, z: Tensor, keeps_y: bool = True) -> tuple[Tensor, Tensor]:
@@ -191,8 +192,13 @@ def _check_batch(y: Tensor) -> None:
         )
 
 
+def residual_like(residual: Tensor, y: Tensor, padding: int = 0) -> Tensor:
+    """Return what a block's end adds to ``y``, dense; where it is padded, it has that many channels less."""
+    return dense_like(_residual(residual, y.shape, y.dtype, padding), y)
+
+
 def _residual(residual: Tensor, shape: torch.Size, dtype: torch.dtype, padding: int = 0) -> Tensor:
-    """``residual`` in the shape of what it is added to; where it is padded, it has that many channels less."""
+    """``residual`` in the shape of what it is added to."""
     if padding:
         shape = torch.Size((shape[0], shape[1] - padding, *shape[2:]))
     if residual.dtype == dtype and residual.shape == shape:

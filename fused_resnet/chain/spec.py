@@ -14,6 +14,8 @@ from typing import Any, NamedTuple, TypeVar
 import torch.nn.functional as F
 from torch import Tensor
 
+from fused_resnet.ops.activation import NONE, RELU, Act
+
 Pair = tuple[int, int]
 
 IDENTITY = "identity"
@@ -43,7 +45,7 @@ class Unit(NamedTuple):
     batch_stats: bool
     group: str | None
     eps: float
-    relu: bool
+    act: Act
 
 
 class Pool(NamedTuple):
@@ -90,9 +92,9 @@ class Block:
     Attributes
     ----------
     units
-        The main path, in order.  With a shortcut, the last unit's ReLU comes after the add.
+        The main path, in order.  With a shortcut, the last unit's activation comes after the add.
     shortcut
-        None, :data:`IDENTITY`, :class:`Padded`, or the unit of a projection (conv → batch norm, no ReLU).
+        None, :data:`IDENTITY`, :class:`Padded`, or the unit of a projection (conv → batch norm, no activation).
     pool
         A max pool behind the last unit, or None.
     """
@@ -125,7 +127,12 @@ class Block:
     @functools.cached_property
     def masks_by_output(self) -> bool:
         """Whether backward takes the last ReLU's mask from the block's output: behind an add ``y`` alone can't say."""
-        return self.shortcut is not None and self.units[-1].relu
+        return self.shortcut is not None and self.units[-1].act == RELU
+
+    @functools.cached_property
+    def remakes_sum(self) -> bool:
+        """Whether backward adds the shortcut once more: what the last activation read is not in what it gave."""
+        return self.shortcut is not None and self.units[-1].act not in (NONE, RELU)
 
 
 @dataclass(frozen=True)
@@ -167,7 +174,7 @@ class Chain:
 def make_chain(signature: tuple[Any, ...]) -> Chain:
     """Name the parts of a chain given as nested plain tuples, which a traced program can build and print.
 
-    ``eps`` is there as ``float.hex`` writes it: exact, and a constant also where floats are traced as symbols.
+    ``eps`` and an activation's constants are there as ``float.hex`` writes them: exact, and constants also where floats are traced as symbols.
     """
     blocks, options = signature
     return Chain(tuple(itertools.starmap(_make_block, blocks)), Options(*options))
@@ -185,8 +192,21 @@ def is_projection(shortcut: Any) -> bool:
 
 
 def _make_unit(signature: tuple[Any, ...]) -> Unit:
-    conv, weight, bias, batch_stats, group, eps, relu = signature
-    return Unit(Conv(*conv) if conv else None, weight, bias, batch_stats, group, float.fromhex(eps), relu)
+    conv, weight, bias, batch_stats, group, eps, act = signature
+    return Unit(
+        Conv(*conv) if conv else None, weight, bias, batch_stats, group, float.fromhex(eps), act_of_signature(act)
+    )
+
+
+def act_signature(act: Act) -> tuple[int, str, str]:
+    """Return an activation as a chain's signature has it."""
+    return act.kind, float(act.alpha).hex(), float(act.beta).hex()
+
+
+def act_of_signature(signature: tuple[int, str, str]) -> Act:
+    """Return what :func:`act_signature` was given."""
+    kind, alpha, beta = signature
+    return Act(kind, float.fromhex(alpha), float.fromhex(beta))
 
 
 @functools.cache

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fused_resnet.chain.spec import Block, Chain, Padded, Parameters, Unit, split_parameters
+from fused_resnet.ops.activation import value
 from fused_resnet.ops.library import accumulation_dtype
 
 # the running mean and variance of a unit that does not normalise by its batch; empty for the others
@@ -48,7 +49,7 @@ def _block(
         z = _conv_norm(unit, z, parameters[i], running[i])
         if i == last and block.shortcut is not None:
             z = z + _residual(block, source, parameters[-1], running[-1])
-        z = (z.relu() if unit.relu else z).to(x.dtype)
+        z = value(unit.act, z).to(x.dtype)
     return z if block.pool is None else F.max_pool2d(z, *block.pool)
 
 

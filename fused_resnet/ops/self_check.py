@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from fused_resnet import engines, ops
+from fused_resnet.ops.activation import EXAMPLES, RELU
 
 
 @functools.cache
@@ -49,32 +50,38 @@ def _first_wrong(k: SimpleNamespace, device: str, dtypes: tuple[torch.dtype, ...
         )
         weight, bias = (torch.randn(shape[1], generator=generator).to(device) for _ in range(2))
         moments, affine = reference.batch_norm_stats(x, weight, bias, 1e-5)
-        z = reference.batch_norm_act(x, affine, residual, None, True)
-        sums = reference.batch_norm_act_reduce(grad, x, moments, affine, z, None, None, True)
+        z = reference.batch_norm_act(x, affine, residual, None, *RELU)
+        sums = reference.batch_norm_act_reduce(grad, x, moments, affine, z, None, None, *RELU)
         *_, coefficients = reference.batch_norm_coefficients(
             sums, 0, moments, weight, 1e-5, x.numel() // channels, True
         )
-        _, index = reference.batch_norm_act_pool(x, affine, True, [3, 3], [2, 2], [1, 1])
+        _, index = reference.batch_norm_act_pool(x, affine, *RELU, [3, 3], [2, 2], [1, 1])
         pooled = grad[:, :, :3, :4].contiguous(memory_format=memory_format)
         part = residual[:, :8].contiguous(memory_format=memory_format)
         calls: list[tuple[str, tuple[Any, ...]]] = [
             ("batch_norm_stats", (x, weight, bias, 1e-5)),
             ("batch_norm_affine", (moments, weight, bias, 1e-5)),
-            ("batch_norm_act", (x, affine, residual, affine, True)),
-            ("batch_norm_act", (x, affine, part, None, True, 8)),
-            ("batch_norm_act_", (x, affine, residual, affine, True)),
-            ("batch_norm_act_reduce", (grad, x, moments, affine, z, residual, moments, True)),
+            ("batch_norm_act", (x, affine, residual, affine, *RELU)),
+            ("batch_norm_act", (x, affine, part, None, *RELU, 8)),
+            ("batch_norm_act_", (x, affine, residual, affine, *RELU)),
+            ("batch_norm_act_reduce", (grad, x, moments, affine, z, residual, moments, *RELU)),
             ("batch_norm_coefficients", (sums, 0, moments, weight, 1e-5, x.numel() // channels, True)),
-            ("batch_norm_act_backward", (grad, x, affine, coefficients, None, None, None, True, channels)),
-            ("batch_norm_act_backward", (grad, x, affine, coefficients, z, None, None, True, 8, 8)),
-            ("batch_norm_act_backward_", (grad, x, affine, coefficients, None, True, True)),
+            ("batch_norm_act_backward", (grad, x, affine, coefficients, None, None, None, *RELU, channels)),
+            ("batch_norm_act_backward", (grad, x, affine, coefficients, z, None, None, *RELU, 8, 8)),
+            ("batch_norm_act_backward_", (grad, x, affine, coefficients, None, *RELU, True)),
             ("update_running_stats_", ([affine[0]], [affine[1]], [], [moments], 0.1)),
             ("masked_grad", (grad, z)),
             ("masked_grad_", (grad, residual, z)),
-            ("add_masked_", (x, grad, z, True)),
-            ("batch_norm_act_pool", (x, affine, True, [3, 3], [2, 2], [1, 1])),
+            ("add_masked_", (x, grad, z)),
+            ("batch_norm_act_pool", (x, affine, *RELU, [3, 3], [2, 2], [1, 1])),
             ("max_pool_backward", (pooled, index, [5, 7], [3, 3], [2, 2], [1, 1])),
         ]
+        for act in EXAMPLES:
+            calls += [
+                ("batch_norm_act", (x, affine, residual, None, *act)),
+                ("batch_norm_act_reduce", (grad, x, moments, affine, None, None, None, *act)),
+                ("batch_norm_act_backward", (grad, x, affine, coefficients, z, None, None, *act, 0)),
+            ]
         tolerance = 32 * torch.finfo(dtype).eps
         for name, arguments in calls:
             got, wanted = (_results(getattr(engine, name), arguments) for engine in (k, reference))

@@ -228,7 +228,7 @@ def _without_prefix(block: BlockPaths, n: int) -> BlockPaths:
 
 def _describe_block(paths: BlockPaths) -> str:
     def unit(u: UnitPaths) -> list[str]:
-        act = [] if u.act is None else ["relu" if u.act == FUNCTION else ".".join(u.act)]
+        act = [] if u.act is None else [str(u.act) if isinstance(u.act, Act) else ".".join(u.act)]
         return [".".join(path) for path in (u.conv, u.norm) if path is not None] + act
 
     *inner, last = paths.units

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fused_resnet.ops.activation import SCHEMA as ACT
 from fused_resnet.ops.batch_norm_act import reference
 from fused_resnet.ops.library import accumulation_dtype
 
@@ -57,7 +58,9 @@ def _fake_backward(
     z: Tensor | None,
     residual: Tensor | None,
     residual_coefficients: Tensor | None,
-    relu: bool,
+    act: int,
+    alpha: float,
+    beta: float,
     masked_channels: int,
     *_: Any,
 ) -> tuple[Tensor, Tensor]:
@@ -67,7 +70,15 @@ def _fake_backward(
 
 
 def _fake_backward_(
-    grad: Tensor, x: Tensor, affine: Tensor, coefficients: Tensor, z: Tensor | None, relu: bool, wants_activation: bool
+    grad: Tensor,
+    x: Tensor,
+    affine: Tensor,
+    coefficients: Tensor,
+    z: Tensor | None,
+    act: int,
+    alpha: float,
+    beta: float,
+    wants_activation: bool,
 ) -> Tensor:
     return torch.empty_like(x) if wants_activation else x.new_empty(0)
 
@@ -96,17 +107,16 @@ OPERATIONS = {
     ),
     "batch_norm_affine": ("(Tensor moments, Tensor? weight, Tensor? bias, float eps) -> Tensor", _fake_affine),
     "batch_norm_act": (
-        "(Tensor x, Tensor affine, Tensor? residual, Tensor? residual_affine, bool relu, int residual_channel=0)"
-        " -> Tensor",
+        f"(Tensor x, Tensor affine, Tensor? residual, Tensor? residual_affine, {ACT}, int residual_channel=0) -> Tensor",
         _fake_act,
     ),
     "batch_norm_act_": (
-        "(Tensor(a!) x, Tensor affine, Tensor? residual, Tensor? residual_affine, bool relu) -> ()",
+        f"(Tensor(a!) x, Tensor affine, Tensor? residual, Tensor? residual_affine, {ACT}) -> ()",
         _fake_nothing,
     ),
     "batch_norm_act_reduce": (
         "(Tensor grad, Tensor x, Tensor moments, Tensor affine, Tensor? z, Tensor? residual,"
-        " Tensor? residual_moments, bool relu) -> Tensor",
+        f" Tensor? residual_moments, {ACT}) -> Tensor",
         _fake_reduce,
     ),
     "batch_norm_coefficients": (
@@ -116,11 +126,11 @@ OPERATIONS = {
     ),
     "batch_norm_act_backward": (
         "(Tensor grad, Tensor x, Tensor affine, Tensor coefficients, Tensor? z, Tensor? residual,"
-        " Tensor? residual_coefficients, bool relu, SymInt masked_channels, int masked_channel=0) -> (Tensor, Tensor)",
+        f" Tensor? residual_coefficients, {ACT}, SymInt masked_channels, int masked_channel=0) -> (Tensor, Tensor)",
         _fake_backward,
     ),
     "batch_norm_act_backward_": (
-        "(Tensor(a!) grad, Tensor x, Tensor affine, Tensor coefficients, Tensor? z, bool relu, bool wants_activation)"
+        f"(Tensor(a!) grad, Tensor x, Tensor affine, Tensor coefficients, Tensor? z, {ACT}, bool wants_activation)"
         " -> Tensor",
         _fake_backward_,
     ),
@@ -130,5 +140,5 @@ OPERATIONS = {
     ),
     "masked_grad": ("(Tensor grad, Tensor z) -> (Tensor, Tensor)", _fake_masked_grad),
     "masked_grad_": ("(Tensor(a!) grad, Tensor? other, Tensor z) -> Tensor", _fake_masked_grad_),
-    "add_masked_": ("(Tensor(a!) dx, Tensor grad, Tensor? z, bool relu) -> ()", _fake_nothing),
+    "add_masked_": ("(Tensor(a!) dx, Tensor grad, Tensor? z) -> ()", _fake_nothing),
 }

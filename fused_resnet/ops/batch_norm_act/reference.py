@@ -19,6 +19,7 @@ Everything per element is computed in the accumulation dtype and rounded once; e
 import torch
 from torch import Tensor
 
+from fused_resnet.ops.activation import NONE, Act, gradient, value
 from fused_resnet.ops.library import accumulation_dtype
 
 
@@ -69,7 +70,9 @@ def batch_norm_act(
     affine: Tensor,
     residual: Tensor | None,
     residual_affine: Tensor | None,
-    relu: bool,
+    act: int,
+    alpha: float,
+    beta: float,
     residual_channel: int = 0,
 ) -> Tensor:
     """Compute ``z = act(a·x + b + R)``.
@@ -82,14 +85,20 @@ def batch_norm_act(
     if residual is not None:
         part = z[:, residual_channel : residual_channel + residual.shape[1]]
         part += residual if residual_affine is None else _scale_shift(residual, residual_affine)
-    return (z.relu() if relu else z).to(x.dtype)
+    return value(Act(act, alpha, beta), z).to(x.dtype)
 
 
 def batch_norm_act_(
-    x: Tensor, affine: Tensor, residual: Tensor | None, residual_affine: Tensor | None, relu: bool
+    x: Tensor,
+    affine: Tensor,
+    residual: Tensor | None,
+    residual_affine: Tensor | None,
+    act: int,
+    alpha: float,
+    beta: float,
 ) -> None:
     """Compute the ``z`` of :func:`batch_norm_act` into ``x``, which is lost."""
-    x.copy_(batch_norm_act(x, affine, residual, residual_affine, relu))
+    x.copy_(batch_norm_act(x, affine, residual, residual_affine, act, alpha, beta))
 
 
 def batch_norm_act_reduce(
@@ -100,14 +109,17 @@ def batch_norm_act_reduce(
     z: Tensor | None,
     residual: Tensor | None,
     residual_moments: Tensor | None,
-    relu: bool,
+    act: int,
+    alpha: float,
+    beta: float,
 ) -> Tensor:
     """Compute ``ΣG`` and ``ΣG·(x − mean)`` of every channel; returns sums [2, C] or [4, C].
 
-    ``G`` is ``grad``, or 0 where ``relu`` and ``z <= 0`` (NaN passes, as in stock torch).  Without ``z`` the sign is
-    taken from ``a·x + b``.  With ``residual`` two further rows hold the second branch's sums.
+    ``G = grad·act'(v)``, ``v = z``, or ``a·x + b`` without ``z``.  Of a block's end ``z`` is what its activation was
+    made of; for a ReLU also what it has made, whose sign is the same.  With ``residual`` two further rows hold the
+    second branch's sums.
     """
-    masked = _mask(grad, x, affine, z, relu)
+    masked = _masked(grad, x, affine, z, Act(act, alpha, beta))
     rows = _sums(masked, x, moments)
     if residual is not None and residual_moments is not None:
         rows += _sums(masked, residual, residual_moments)
@@ -140,7 +152,9 @@ def batch_norm_act_backward(
     z: Tensor | None,
     residual: Tensor | None,
     residual_coefficients: Tensor | None,
-    relu: bool,
+    act: int,
+    alpha: float,
+    beta: float,
     masked_channels: int,
     masked_channel: int = 0,
 ) -> tuple[Tensor, Tensor]:
@@ -150,7 +164,7 @@ def batch_norm_act_backward(
     branch, else ``G`` of ``masked_channels`` channels, dense, the first of which is ``masked_channel``; empty where
     they are none.
     """
-    masked = _mask(grad, x, affine, z, relu)
+    masked = _masked(grad, x, affine, z, Act(act, alpha, beta))
     if residual is not None and residual_coefficients is not None:
         second = _input_gradient(masked, residual, residual_coefficients).to(residual.dtype)
     else:
@@ -165,7 +179,9 @@ def batch_norm_act_backward_(
     affine: Tensor,
     coefficients: Tensor,
     z: Tensor | None,
-    relu: bool,
+    act: int,
+    alpha: float,
+    beta: float,
     wants_activation: bool,
 ) -> Tensor:
     """Compute the ``dx`` of :func:`batch_norm_act_backward` of one branch into ``grad``, which is lost.
@@ -175,8 +191,8 @@ def batch_norm_act_backward_(
     """
     if wants_activation and z is not None:
         raise ValueError("z must be None where wants_activation is true, got a tensor; call batch_norm_act for it")
-    grad.copy_(batch_norm_act_backward(grad, x, affine, coefficients, z, None, None, relu, 0)[0])
-    return batch_norm_act(x, affine, None, None, relu) if wants_activation else x.new_empty(0)
+    grad.copy_(batch_norm_act_backward(grad, x, affine, coefficients, z, None, None, act, alpha, beta, 0)[0])
+    return batch_norm_act(x, affine, None, None, act, alpha, beta) if wants_activation else x.new_empty(0)
 
 
 def masked_grad(grad: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
@@ -195,11 +211,9 @@ def masked_grad_(grad: Tensor, other: Tensor | None, z: Tensor) -> Tensor:
     return sums
 
 
-def add_masked_(dx: Tensor, grad: Tensor, z: Tensor | None, relu: bool) -> None:
-    """Add ``G`` to ``dx`` in place: what an identity shortcut brings back; ``z`` is needed where ``relu``."""
-    if relu and z is not None:
-        grad = torch.where(z <= 0, 0, grad)
-    dx.add_(grad)
+def add_masked_(dx: Tensor, grad: Tensor, z: Tensor | None) -> None:
+    """Add ``grad`` to ``dx`` in place, or its ``G`` of :func:`masked_grad`: what an identity shortcut brings back."""
+    dx.add_(grad if z is None else torch.where(z <= 0, 0, grad))
 
 
 def update_running_stats_(
@@ -232,11 +246,9 @@ def _scale_shift(x: Tensor, affine: Tensor) -> Tensor:
     return torch.addcmul(_channels(affine[1]), x.to(affine.dtype), _channels(affine[0]))
 
 
-def _mask(grad: Tensor, x: Tensor, affine: Tensor, z: Tensor | None, relu: bool) -> Tensor:
+def _masked(grad: Tensor, x: Tensor, affine: Tensor, z: Tensor | None, act: Act) -> Tensor:
     grad = grad.to(affine.dtype)
-    if not relu:
-        return grad
-    return torch.where((_scale_shift(x, affine) if z is None else z) <= 0, 0, grad)
+    return grad if act == NONE else gradient(act, grad, _scale_shift(x, affine) if z is None else z)
 
 
 def _sums(grad: Tensor, x: Tensor, moments: Tensor) -> list[Tensor]:

@@ -1,15 +1,23 @@
-"""Batch norm, ReLU and max pool in one pass, and the pool's backward from one-byte indices."""
+"""Batch norm, activation and max pool in one pass, and the pool's backward from one-byte indices."""
 
 import torch
 from torch import Tensor
 
+from fused_resnet.ops.activation import SCHEMA as ACT
 from fused_resnet.ops.batch_norm_act_pool import reference
 
 __all__ = ["OPERATIONS", "reference"]
 
 
 def _fake_pool(
-    x: Tensor, affine: Tensor, relu: bool, kernel_size: list[int], stride: list[int], padding: list[int]
+    x: Tensor,
+    affine: Tensor,
+    act: int,
+    alpha: float,
+    beta: float,
+    kernel_size: list[int],
+    stride: list[int],
+    padding: list[int],
 ) -> tuple[Tensor, Tensor]:
     pooled = torch.nn.functional.max_pool2d(x, kernel_size, stride, padding)
     return pooled, torch.empty_like(pooled, dtype=torch.uint8)
@@ -26,7 +34,7 @@ def _fake_pool_backward(
 # name -> (schema, fake)
 OPERATIONS = {
     "batch_norm_act_pool": (
-        "(Tensor x, Tensor affine, bool relu, int[] kernel_size, int[] stride, int[] padding) -> (Tensor, Tensor)",
+        f"(Tensor x, Tensor affine, {ACT}, int[] kernel_size, int[] stride, int[] padding) -> (Tensor, Tensor)",
         _fake_pool,
     ),
     "max_pool_backward": (

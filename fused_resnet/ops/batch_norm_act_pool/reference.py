@@ -12,13 +12,20 @@ from fused_resnet.ops.batch_norm_act import reference as batch_norm_act
 
 
 def batch_norm_act_pool(
-    x: Tensor, affine: Tensor, relu: bool, kernel_size: list[int], stride: list[int], padding: list[int]
+    x: Tensor,
+    affine: Tensor,
+    act: int,
+    alpha: float,
+    beta: float,
+    kernel_size: list[int],
+    stride: list[int],
+    padding: list[int],
 ) -> tuple[Tensor, Tensor]:
     """Compute ``z = maxpool(act(a·x + b))``; returns (z [N, C, OH, OW], index [N, C, OH, OW] uint8).
 
     The first of equal maxima wins, scanning rows then columns; NaN wins over everything (as stock).
     """
-    z = batch_norm_act.batch_norm_act(x, affine, None, None, relu)
+    z = batch_norm_act.batch_norm_act(x, affine, None, None, act, alpha, beta)
     pooled, flat = F.max_pool2d(z, kernel_size, stride, padding, return_indices=True)
     width = x.shape[3]
     row = flat // width - _window_start(pooled.shape[2], stride[0], padding[0], x.device).view(-1, 1)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fused_resnet.ops.activation import NONE, Act
 from fused_resnet.ops.library import accumulation_dtype, dense, dense_like
 from fused_resnet.ops.pointwise_conv_norm.reference import finish
 
@@ -25,21 +26,21 @@ def operations(k: Any) -> SimpleNamespace:
     def pointwise_conv_norm_act(
         x: Tensor,
         x_affine: Tensor | None,
-        x_relu: bool,
+        x_act: Act,
         conv_weight: Tensor,
         weight: Tensor | None,
         bias: Tensor | None,
         eps: float,
         residual: Tensor | None,
         residual_affine: Tensor | None,
-        relu: bool,
+        act: Act,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        u = x if x_affine is None else k.batch_norm_act(x, x_affine, None, None, x_relu)
+        u = x if x_affine is None else k.batch_norm_act(x, x_affine, None, None, *x_act)
         y = dense(torch.conv2d(u, conv_weight), k.channels_last)
         del u
         residual = None if residual is None else dense_like(residual, y)
         moments, affine = k.batch_norm_stats(y, weight, bias, eps)
-        k.batch_norm_act_(y, affine, residual, residual_affine, relu)
+        k.batch_norm_act_(y, affine, residual, residual_affine, *act)
         # of an engine that has kernels of its own, these are the fakes
         elements = x.shape[1] * (x.shape[1] + 1) if k.engine == "triton" else 0
         return y, moments, affine, moments.new_empty(elements)
@@ -50,7 +51,7 @@ def operations(k: Any) -> SimpleNamespace:
         x: Tensor,
         x_affine: Tensor | None,
         x_moments: Tensor | None,
-        x_relu: bool,
+        x_act: Act,
         conv_weight: Tensor,
         moments: Tensor,
         gram: Tensor,
@@ -59,10 +60,10 @@ def operations(k: Any) -> SimpleNamespace:
         wants_input: bool,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         dtype = accumulation_dtype(x.dtype)
-        u = x if x_affine is None else k.batch_norm_act(x, x_affine, None, None, x_relu)
+        u = x if x_affine is None else k.batch_norm_act(x, x_affine, None, None, *x_act)
         mean = k.batch_norm_stats(u, None, None, 0.0)[0][0]
         if u.dtype == dtype:
-            u = k.batch_norm_act(u, torch.stack((torch.ones_like(mean), -mean)), None, None, False)
+            u = k.batch_norm_act(u, torch.stack((torch.ones_like(mean), -mean)), None, None, *NONE)
         else:
             u = u.to(dtype).sub_(mean.view(-1, 1, 1))
         inputs = u.shape[1]
@@ -83,7 +84,7 @@ def operations(k: Any) -> SimpleNamespace:
         if x_moments is None:
             return du, d_conv_weight, grad_weight, moments.new_empty(0)
         du = dense_like(du, x)
-        sums = k.batch_norm_act_reduce(du, x, x_moments, x_affine, None, None, None, x_relu)
+        sums = k.batch_norm_act_reduce(du, x, x_moments, x_affine, None, None, None, *x_act)
         return du, d_conv_weight, grad_weight, sums
 
     return SimpleNamespace(

@@ -1,7 +1,7 @@
 """A 1×1 convolution and its batch norm whose output ``y`` is never kept, in plain torch: the definition.
 
 ``u`` is the convolution's input: ``x`` itself, or ``act(a·x + b)`` where ``x`` is the raw output of the convolution
-before and ``x_affine`` its scale and shift.  ``y = u·Wᵀ`` at every pixel, with K inputs and N outputs.  Batch norm's
+before and ``x_affine`` its scale and shift; that ``act`` is a ReLU, or none.  ``y = u·Wᵀ`` at every pixel, with K inputs and N outputs.  Batch norm's
 backward is linear in ``y``, hence in ``u``, so that N channels need not be kept where K do (``c`` is any vector; the
 mean of ``u`` keeps the most digits, and then ``Σ(u − c)`` is 0):
 
@@ -19,6 +19,7 @@ Shapes are those of :mod:`fused_resnet.ops.batch_norm_act.reference`; ``W`` is [
 import torch
 from torch import Tensor
 
+from fused_resnet.ops.activation import Act
 from fused_resnet.ops.batch_norm_act import reference as batch_norm
 from fused_resnet.ops.library import accumulation_dtype, rows
 
@@ -26,14 +27,14 @@ from fused_resnet.ops.library import accumulation_dtype, rows
 def pointwise_conv_norm_act(
     x: Tensor,
     x_affine: Tensor | None,
-    x_relu: bool,
+    x_act: Act,
     conv_weight: Tensor,
     weight: Tensor | None,
     bias: Tensor | None,
     eps: float,
     residual: Tensor | None,
     residual_affine: Tensor | None,
-    relu: bool,
+    act: Act,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Compute ``z = act(a·(u·Wᵀ) + b + R)``; returns (z [.., N, H, W], moments [3, N], affine [2, N], gram).
 
@@ -41,9 +42,9 @@ def pointwise_conv_norm_act(
     ``a``, ``b`` and the moments are those of :func:`fused_resnet.ops.batch_norm_act.reference.batch_norm_stats`, and
     ``R`` is that of ``batch_norm_act``.
     """
-    y = torch.conv2d(input_of(x, x_affine, x_relu), conv_weight)
+    y = torch.conv2d(input_of(x, x_affine, x_act), conv_weight)
     moments, affine = batch_norm.batch_norm_stats(y, weight, bias, eps)
-    z = batch_norm.batch_norm_act(y, affine, residual, residual_affine, relu)
+    z = batch_norm.batch_norm_act(y, affine, residual, residual_affine, *act)
     return z, moments, affine, moments.new_empty(0)
 
 
@@ -53,7 +54,7 @@ def pointwise_conv_norm_backward(
     x: Tensor,
     x_affine: Tensor | None,
     x_moments: Tensor | None,
-    x_relu: bool,
+    x_act: Act,
     conv_weight: Tensor,
     moments: Tensor,
     gram: Tensor,
@@ -71,7 +72,7 @@ def pointwise_conv_norm_backward(
     norm of ``x``, or empty where there is no ``du`` or no ``x_moments``).
     """
     dtype = accumulation_dtype(grad.dtype)
-    u = input_of(x, x_affine, x_relu).to(dtype)
+    u = input_of(x, x_affine, x_act).to(dtype)
     centred = rows(u - u.mean((0, 2, 3), keepdim=True))
     masked = rows(grad.to(dtype))
     d_conv_weight, grad_weight, folded, mixing, offset = finish(
@@ -83,13 +84,13 @@ def pointwise_conv_norm_backward(
     du = du.view(*u.movedim(1, 3).shape).movedim(3, 1).to(grad.dtype)
     if x_affine is None or x_moments is None:
         return du, d_conv_weight, grad_weight, moments.new_empty(0)
-    sums = batch_norm.batch_norm_act_reduce(du, x, x_moments, x_affine, None, None, None, x_relu)
+    sums = batch_norm.batch_norm_act_reduce(du, x, x_moments, x_affine, None, None, None, *x_act)
     return du, d_conv_weight, grad_weight, sums
 
 
-def input_of(x: Tensor, x_affine: Tensor | None, x_relu: bool) -> Tensor:
+def input_of(x: Tensor, x_affine: Tensor | None, x_act: Act) -> Tensor:
     """Return ``u``, the input of the convolution."""
-    return x if x_affine is None else batch_norm.batch_norm_act(x, x_affine, None, None, x_relu)
+    return x if x_affine is None else batch_norm.batch_norm_act(x, x_affine, None, None, *x_act)
 
 
 def finish(
