@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from fused_resnet.chain.autograd import run_chain, update_running_stats_
-from fused_resnet.chain.spec import IDENTITY
+from fused_resnet.chain.spec import IDENTITY, act_signature
 from fused_resnet.engines import check_name
 
 ACTS = ("relu", "none")

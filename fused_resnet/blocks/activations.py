@@ -1,11 +1,78 @@
-"""The activation that a chain can hold, ReLU, by all the names that a forward has for it.
+"""The activations that a chain can hold, by all the names that a forward has for them.
 
-What it computes is ``ops/batch_norm_act/reference.py``'s; how another one is added, CONTRIBUTING.md says.
+What they compute is :mod:`fused_resnet.ops.activation`'s; how another one is added, CONTRIBUTING.md says.
 """
+
+from collections.abc import Callable, Sequence
+from numbers import Real
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-RELU = nn.ReLU
-RELU_FUNCTIONS = (F.relu, F.relu_, torch.relu, torch.relu_, "relu", "relu_")
+from fused_resnet.ops.activation import RELU, Act, Kind
+
+SILU, HARDSWISH = Act(int(Kind.SILU)), Act(int(Kind.HARDSWISH))
+_GELU = {"none": Act(int(Kind.GELU)), "tanh": Act(int(Kind.GELU_TANH))}
+
+
+def _hardtanh(min_val: float = -1.0, max_val: float = 1.0, inplace: bool = False) -> Act:
+    return Act(int(Kind.HARDTANH), float(min_val), float(max_val))
+
+
+def _leaky_relu(negative_slope: float = 0.01, inplace: bool = False) -> Act:
+    return Act(int(Kind.LEAKY_RELU), float(negative_slope))
+
+
+def _gelu(approximate: str = "none") -> Act | None:
+    return _GELU.get(approximate)
+
+
+def _relu6(inplace: bool = False) -> Act:
+    return _hardtanh(0.0, 6.0)
+
+
+def _always(act: Act) -> Callable[..., Act]:
+    return lambda inplace=False: act
+
+
+# exact class -> what reads it off a module
+_OF_MODULE: dict[type, Callable[[Any], Act | None]] = {
+    nn.ReLU: lambda _: RELU,
+    nn.ReLU6: lambda m: _hardtanh(m.min_val, m.max_val),
+    nn.Hardtanh: lambda m: _hardtanh(m.min_val, m.max_val),
+    nn.LeakyReLU: lambda m: _leaky_relu(m.negative_slope),
+    nn.SiLU: lambda _: SILU,
+    nn.Hardswish: lambda _: HARDSWISH,
+    nn.GELU: lambda m: _gelu(m.approximate),
+}
+MODULES = tuple(_OF_MODULE)
+
+# function, or a tensor's method by name -> what reads it off the arguments behind the tensor
+_OF_CALL: dict[Any, Callable[..., Act | None]] = {
+    **dict.fromkeys((F.relu, F.relu_, torch.relu, torch.relu_, "relu", "relu_"), _always(RELU)),
+    F.relu6: _relu6,
+    **dict.fromkeys((F.hardtanh, F.hardtanh_), _hardtanh),
+    **dict.fromkeys((F.leaky_relu, F.leaky_relu_), _leaky_relu),
+    F.silu: _always(SILU),
+    F.hardswish: _always(HARDSWISH),
+    F.gelu: _gelu,
+}
+
+
+def act_of_module(module: nn.Module) -> Act | None:
+    """Return the activation that a module is, or None."""
+    read = _OF_MODULE.get(type(module))
+    return None if read is None else read(module)
+
+
+def act_of_call(target: Any, arguments: Sequence[Any], keywords: dict[str, Any]) -> Act | None:
+    """Return the activation that a function is, or a method by its name, with these arguments behind the tensor."""
+    read = _OF_CALL.get(target)
+    if read is None or not all(isinstance(a, (Real, str)) for a in (*arguments, *keywords.values())):
+        return None
+    try:
+        return read(*arguments, **keywords)
+    except TypeError:
+        return None

@@ -86,7 +86,7 @@ def _keep(module: nn.Module, plan: Plan, chains: list[PreparedChain | str]) -> K
     """Keep what was read of a module, unless it may change in place or some of it is in no module."""
     paths = (*plan.modules, *plan.identities)
     layers = [child(module, path) for path in paths]
-    if any(type(m) is nn.SyncBatchNorm or (is_frozen_norm(m) and "eps" not in vars(m)) for m in layers):
+    if any(isinstance(m, nn.SyncBatchNorm) or (is_frozen_norm(m) and "eps" not in vars(m)) for m in layers):
         return None  # processes, a class
     if any(isinstance(value, (list, Tensor)) for layer in layers for value in vars(layer).values()):
         return None

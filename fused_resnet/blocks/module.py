@@ -22,8 +22,9 @@ from fused_resnet.blocks.prepare import PreparedChain, prepare
 from fused_resnet.blocks.refusals import NO_PLAN, why_not_input
 from fused_resnet.blocks.running_stats import update_running_stats
 from fused_resnet.chain.autograd import run_chain
-from fused_resnet.chain.spec import Padded, is_projection
+from fused_resnet.chain.spec import Padded, act_of_signature, act_signature, is_projection
 from fused_resnet.chain.synchronized import group_name
+from fused_resnet.ops.activation import NONE, Act, value
 
 
 @functools.cache
@@ -87,10 +88,10 @@ class PreparedChains:
         if shortcut is not None and shortcut.dtype != x.dtype:
             # the sum has another dtype than the chain: the add and its ReLU are stock's
             ((units, kind, pool),), options = chain.signature
-            *rest, relu = units[-1]
-            without_add = (((*units[:-1], (*rest, False)), None, pool),), options
+            *rest, act = units[-1]
+            without_add = (((*units[:-1], (*rest, act_signature(NONE))), None, pool),), options
             z = self._run(chain._replace(signature=without_add), x, None) + _strided(kind, shortcut)
-            return torch.relu(z) if relu else z
+            return value(act_of_signature(act), z)
         z = self._run(chain, x, shortcut)
         return z if chain.pool is None else child(self.module, chain.pool)(z)
 
@@ -107,7 +108,7 @@ class PreparedChains:
 def serves_batch(chains: list[PreparedChain | str], x: Tensor) -> bool:
     """Whether there is a batch, or other processes that wait for this one's part of their statistics."""
     return x.numel() > 0 or any(
-        type(norm) is nn.SyncBatchNorm and group_name(norm) is not None
+        isinstance(norm, nn.SyncBatchNorm) and group_name(norm) is not None
         for chain in chains
         if not isinstance(chain, str)
         for norm in chain.norms
@@ -143,8 +144,10 @@ def run_stock(module: nn.Module, paths: ChainPaths, x: Tensor, shortcut: Tensor 
                 else:
                     added = _strided(block.shortcut, source)
                 x = x.add_(added) if block.adds_in_place else x + added
-            if unit.act is not None:
-                x = child(module, unit.act)(x) if isinstance(unit.act, tuple) else torch.relu(x)
+            if isinstance(unit.act, Act):
+                x = value(unit.act, x)
+            elif unit.act is not None and not unit.is_norm_act:
+                x = child(module, unit.act)(x)
         if block.pool is not None:
             x = child(module, block.pool)(x)
     return x

@@ -23,6 +23,11 @@ class UnitPaths(NamedTuple):
     norm: Path
     act: Path | Act | None
 
+    @property
+    def is_norm_act(self) -> bool:
+        """Whether the norm's module applies the activation, too."""
+        return self.act is not None and not isinstance(self.act, Act) and self.act[:-1] == self.norm
+
 
 class BlockPaths(NamedTuple):
     """Where the modules of a chain's block are; ``shortcut`` is None, IDENTITY, padded or a projection."""
@@ -64,7 +69,7 @@ class Plan:
     containers
         What must still be as it was when the forward was traced.
     identities
-        The nn.Identity that were left out of the source.
+        The nn.Identity, and the dropouts without an effect, that were left out of the source.
     source
         Python source of ``forward(self, chains, x)``, written from the trace: the module's own forward, with
         ``chains.run(i, x, shortcut)`` in the place of each chain.

@@ -4,20 +4,22 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from fused_resnet.blocks.activations import RELU
+from fused_resnet.blocks.activations import act_of_module
 from fused_resnet.blocks.guards import why_not_as_traced, why_not_world
-from fused_resnet.blocks.layers import child, is_frozen_norm, pair
+from fused_resnet.blocks.layers import child, is_frozen_norm, is_norm_act, pair
 from fused_resnet.blocks.plan import BlockPaths, ChainPaths, Path, Plan, UnitPaths
 from fused_resnet.blocks.refusals import (
+    why_not_act,
     why_not_conv,
+    why_not_inert,
     why_not_norm,
     why_not_parameter,
     why_not_plain,
     why_not_pool,
-    why_not_type,
 )
-from fused_resnet.chain.spec import Padded
+from fused_resnet.chain.spec import Padded, act_signature
 from fused_resnet.chain.synchronized import group_name
+from fused_resnet.ops.activation import NONE, Act
 
 Signature = tuple[Any, ...]
 
@@ -44,8 +46,7 @@ def prepare(module: nn.Module, plan: Plan) -> list[PreparedChain | str] | str:
         if reason := why_not_as_traced(module, container):
             return reason
     for path in plan.identities:
-        identity = child(module, path)
-        if reason := why_not_plain(identity, path) or why_not_type(identity, nn.Identity, path):
+        if reason := why_not_inert(module, path):
             return reason
     chains = [_prepare_chain(module, paths, plan.options) for paths in plan.chains]
     serving = [chain for chain in chains if not isinstance(chain, str)]
@@ -107,13 +108,23 @@ def _read_unit(module: nn.Module, unit: UnitPaths, prepared: PreparedChain) -> S
     prepared.norms.append(norm if batch_stats else None)
     if not batch_stats:
         prepared.running.extend([norm.running_mean, norm.running_var])
-    if isinstance(unit.act, tuple):
-        act = child(module, unit.act)
-        if reason := why_not_plain(act, unit.act) or why_not_type(act, RELU, unit.act):
-            return reason
+    act = _read_act(module, unit)
+    if isinstance(act, str):
+        return act
     affine = (norm.weight is not None, norm.bias is not None)
-    group = group_name(norm) if type(norm) is nn.SyncBatchNorm else None
-    return conv_signature, *affine, batch_stats, group, float(norm.eps).hex(), unit.act is not None
+    group = group_name(norm) if isinstance(norm, nn.SyncBatchNorm) else None
+    return conv_signature, *affine, batch_stats, group, float(norm.eps).hex(), act_signature(act)
+
+
+def _read_act(module: nn.Module, unit: UnitPaths) -> Act | str:
+    """Return a unit's activation, or say why the kernels do not know it."""
+    if unit.act is None or isinstance(unit.act, Act):
+        return unit.act or NONE
+    norm = child(module, unit.norm)
+    if unit.is_norm_act and not is_norm_act(norm):
+        return f"{'.'.join(unit.norm)} is a {type(norm).__name__}, without an activation"
+    act = child(module, unit.act)
+    return why_not_plain(act, unit.act) or why_not_act(act, unit.act) or act_of_module(act) or NONE
 
 
 def _read_parameters(layer: Any, path: Path, prepared: PreparedChain) -> str | None:

@@ -13,7 +13,9 @@ from torch.nn.modules.module import _has_any_global_hook
 from torch.overrides import _get_current_function_mode_stack
 from torch.utils._device import DeviceContext
 
-from fused_resnet.blocks.layers import BATCH_NORMS, is_frozen_norm, pair
+from fused_resnet.blocks.activations import MODULES as ACTIVATIONS
+from fused_resnet.blocks.activations import act_of_module
+from fused_resnet.blocks.layers import child, is_batch_norm, is_frozen_norm, is_inert, pair
 from fused_resnet.blocks.plan import Path
 
 NO_PLAN = "it has no plan for this mode"
@@ -74,7 +76,28 @@ def why_not_norm(norm: Any, path: Path) -> str | None:
     """Return why the kernels do not know a norm, or None."""
     if is_frozen_norm(norm):
         return None if hasattr(norm, "eps") else f"{'.'.join(path)} has no eps"
-    return None if type(norm) in BATCH_NORMS else why_not_type(norm, nn.BatchNorm2d, path)
+    return None if is_batch_norm(norm) else why_not_type(norm, nn.BatchNorm2d, path)
+
+
+def why_not_act(act: nn.Module, path: Path) -> str | None:
+    """Return why the kernels do not know an activation, or None."""
+    if act_of_module(act) is not None:
+        return None
+    known = ", ".join(cls.__name__ for cls in ACTIVATIONS)
+    return f"{'.'.join(path)} is a {type(act).__name__}, not one of {known}"
+
+
+def why_not_inert(module: nn.Module, path: Path) -> str | None:
+    """Return why a module that was left out of a forward may do something now, or None."""
+    try:
+        inert = child(module, path)
+    except AttributeError:
+        return f"{'.'.join(path)} is gone"
+    if reason := why_not_plain(inert, path):
+        return reason
+    if is_inert(inert):
+        return None
+    return f"{'.'.join(path)} is a {type(inert).__name__}" + (" that drops" if isinstance(inert, nn.Dropout) else "")
 
 
 def why_not_pool(pool: Any, path: Path) -> str | None:

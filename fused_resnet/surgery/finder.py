@@ -8,6 +8,7 @@ from torch import nn
 
 from fused_resnet.blocks.fusion import fusion_of
 from fused_resnet.blocks.guards import why_not_as_traced
+from fused_resnet.blocks.layers import is_inert
 from fused_resnet.blocks.plan import Container, Plan
 from fused_resnet.blocks.prepare import prepare
 from fused_resnet.blocks.refusals import why_not_pool
@@ -162,7 +163,8 @@ def _shape(module: nn.Module) -> Hashable:
             return m and places[m]
         places[m] = len(places)
         if is_primitive(m):
-            return type(m), bool(getattr(m, "inplace", False)), type(m) is nn.MaxPool2d and why_not_pool(m, ())
+            kind = bool(getattr(m, "inplace", False)), is_inert(m), type(m) is nn.MaxPool2d and why_not_pool(m, ())
+            return type(m), kind, tuple(look(inner) for inner in m._modules.values())
         return type(m), tuple((name, look(inner)) for name, inner in m._modules.items())
 
     return look(module)

@@ -13,11 +13,12 @@ from torch import nn
 from fused_resnet import engines
 from fused_resnet.blocks.fusion import fusion_of
 from fused_resnet.blocks.layers import child
-from fused_resnet.blocks.plan import FUNCTION, BlockPaths, ChainPaths, UnitPaths
+from fused_resnet.blocks.plan import BlockPaths, ChainPaths, UnitPaths
 from fused_resnet.blocks.prepare import PreparedChain, prepare
 from fused_resnet.blocks.refusals import NO_PLAN, why_not_pool
 from fused_resnet.chain.forward import keeps_y
 from fused_resnet.chain.spec import Padded, make_chain, split_parameters
+from fused_resnet.ops.activation import Act
 from fused_resnet.surgery.finder import Finder, Place, places
 from fused_resnet.surgery.rules import is_norm, why_no_match
 from fused_resnet.surgery.steps import Steps, trace
@@ -220,7 +221,7 @@ def _without_prefix(block: BlockPaths, n: int) -> BlockPaths:
     """Return a block's paths without their first ``n`` names."""
 
     def unit(u: UnitPaths) -> UnitPaths:
-        return UnitPaths(u.conv and u.conv[n:], u.norm[n:], u.act[n:] if isinstance(u.act, tuple) else u.act)
+        return UnitPaths(u.conv and u.conv[n:], u.norm[n:], u.act if isinstance(u.act, Act) else u.act and u.act[n:])
 
     shortcut = unit(block.shortcut) if isinstance(block.shortcut, UnitPaths) else block.shortcut
     return block._replace(units=tuple(map(unit, block.units)), shortcut=shortcut, pool=block.pool and block.pool[n:])
@@ -228,7 +229,7 @@ def _without_prefix(block: BlockPaths, n: int) -> BlockPaths:
 
 def _describe_block(paths: BlockPaths) -> str:
     def unit(u: UnitPaths) -> list[str]:
-        act = [] if u.act is None else [str(u.act) if isinstance(u.act, Act) else ".".join(u.act)]
+        act = [] if u.act is None or u.is_norm_act else [str(u.act) if isinstance(u.act, Act) else ".".join(u.act)]
         return [".".join(path) for path in (u.conv, u.norm) if path is not None] + act
 
     *inner, last = paths.units

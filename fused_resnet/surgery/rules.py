@@ -12,17 +12,19 @@ from typing import Any, NamedTuple
 import torch.nn.functional as F
 from torch import fx, nn
 
-from fused_resnet.blocks.activations import RELU, RELU_FUNCTIONS
-from fused_resnet.blocks.layers import BATCH_NORMS, child, is_frozen_norm
-from fused_resnet.blocks.plan import FUNCTION, BlockPaths, ChainPaths, Path, UnitPaths
-from fused_resnet.blocks.refusals import why_not_pool
+from fused_resnet.blocks.activations import MODULES as ACTIVATIONS
+from fused_resnet.blocks.activations import act_of_call, act_of_module
+from fused_resnet.blocks.layers import child, is_batch_norm, is_frozen_norm, is_inert, is_norm_act
+from fused_resnet.blocks.plan import BlockPaths, ChainPaths, Path, UnitPaths
+from fused_resnet.blocks.refusals import why_not_act, why_not_pool
 from fused_resnet.chain.spec import IDENTITY, NOT_PADDED, Padded, Pair
+from fused_resnet.ops.activation import Act
 from fused_resnet.tracing.trace import is_primitive
 from fused_resnet.tracing.values import IN_PLACE, target_name
 
 ADD_FUNCTIONS = ("add", "add_", "iadd")
 # modules that a chain can hold; a forward that reaches any other is never one chain as a whole
-CHAIN_MODULES = (nn.Conv2d, RELU, nn.MaxPool2d, nn.Identity)
+CHAIN_MODULES = (nn.Conv2d, *ACTIVATIONS, nn.MaxPool2d, nn.Identity)
 NORMS = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm, nn.modules.instancenorm._InstanceNorm)
 
 
@@ -34,19 +36,20 @@ def is_norm(module: nn.Module | None) -> bool:
 def why_no_match(module: nn.Module) -> str:
     """Return why a norm of a module is in no chain."""
     for name, inner in module.named_children():
-        if is_norm(inner) and not is_frozen_norm(inner) and type(inner) not in BATCH_NORMS:
+        if is_norm(inner) and not is_batch_norm(inner):
             return f"{name} is a {type(inner).__name__}, not a BatchNorm2d"
-    return "no conv → batch norm → ReLU with single consumers in its forward"
+    return "no conv → batch norm → activation with single consumers in its forward"
 
 
 class _Unit(NamedTuple):
     conv: fx.Node | None
     norm: fx.Node
-    act: fx.Node | None
+    act: fx.Node | None  # the norm itself, where that applies it
 
     @property
     def nodes(self) -> list[fx.Node]:
-        return [node for node in self if node is not None]
+        nodes = [node for node in self if node is not None]
+        return nodes[:-1] if self.act is self.norm else nodes
 
     @property
     def x(self) -> fx.Node:
@@ -99,7 +102,7 @@ class Matcher:
             or (node.op == "call_module" and not is_primitive(child(self.root, _path(node))))
             or type(_called(self.root, node)) in CHAIN_MODULES
             or self._is_norm(node)
-            or self._is_relu(node)
+            or self._act(node) is not None
             or target_name(node) in ADD_FUNCTIONS
             or _zero_channels(node) is not None
             or _strides(node) is not None
@@ -119,8 +122,8 @@ class Matcher:
         norm = node if conv is None else self._consumer(conv)
         if norm is None or not self._is_norm(norm) or norm.target in self.shared:
             return None
-        act = self._consumer(norm)
-        return _Unit(conv, norm, act if act is not None and self._is_relu(act) else None)
+        act = norm if _has_act(_called(self.root, norm)) else self._consumer(norm)
+        return _Unit(conv, norm, act if act is norm or (act is not None and self._act(act)) else None)
 
     def _match(self, row: list[_Unit], rows: dict[fx.Node, list[_Unit]]) -> Match | None:
         """Make a chain of a row and of what it ends in: an add and its ReLU, a max pool, or nothing."""
@@ -147,15 +150,15 @@ class Matcher:
             nodes.append(consumer)
             self.adds.add(consumer)
             end = consumer
-            relu = self._consumer(end)
-            if relu is not None and self._is_relu(relu):
-                nodes.append(relu)
-                units[-1] = units[-1]._replace(act=self._act_path(relu))
-                end = relu
+            act = self._consumer(end)
+            if act is not None and self._act(act):
+                nodes.append(act)
+                units[-1] = units[-1]._replace(act=self._act_path(act))
+                end = act
         elif consumer is not None and self._pools(consumer):
             nodes.append(consumer)
             end = pool = consumer
-        elif len(nodes) == 1:
+        elif len(nodes) == 1 and row[0].act is None:
             return None  # a batch norm alone
         if self._is_changed_before(end, x, nodes) or (shortcut and self._is_changed_before(end, shortcut, nodes)):
             return None
@@ -180,11 +183,11 @@ class Matcher:
         return UnitPaths(
             None if unit.conv is None else _path(unit.conv),
             _path(unit.norm),
-            None if unit.act is None else self._act_path(unit.act),
+            (*_path(unit.norm), "act") if unit.act is unit.norm else unit.act and self._act_path(unit.act),
         )
 
-    def _act_path(self, node: fx.Node) -> Path | str:
-        return _path(node) if node.op == "call_module" else FUNCTION
+    def _act_path(self, node: fx.Node) -> Path | Act | None:
+        return _path(node) if node.op == "call_module" else self._act(node)
 
     def _consumer(self, node: fx.Node) -> fx.Node | None:
         """Return the only consumer of a node's value, or None."""
@@ -201,11 +204,14 @@ class Matcher:
 
     def _is_norm(self, node: fx.Node) -> bool:
         called = _called(self.root, node)
-        return called is not None and (type(called) in BATCH_NORMS or is_frozen_norm(called))
+        return called is not None and is_batch_norm(called) and _why_not_norm_act(called) is None
 
-    def _is_relu(self, node: fx.Node) -> bool:
-        function = node.op in ("call_function", "call_method") and node.target in RELU_FUNCTIONS
-        return function or self._calls(node, RELU)
+    def _act(self, node: fx.Node) -> Act | None:
+        """Return the activation that a node applies, or None."""
+        if node.op in ("call_function", "call_method"):
+            return act_of_call(node.target, node.args[1:], node.kwargs)
+        called = _called(self.root, node)
+        return None if called is None else act_of_module(called)
 
     def _added(self, node: fx.Node, main: fx.Node) -> fx.Node | None:
         """Return what a node adds to ``main``, or None where it does not add two different tensors."""
@@ -293,11 +299,28 @@ def _changes_in_place(root: nn.Module, node: fx.Node) -> bool:
     return name.endswith("_") or node.target in IN_PLACE or bool(node.kwargs.get("inplace"))
 
 
+def _has_act(norm: nn.Module | None) -> bool:
+    """Whether a norm of timm's applies an activation, too."""
+    return norm is not None and is_norm_act(norm) and not is_inert(norm.act)
+
+
+def _why_not_norm_act(norm: Any) -> str | None:
+    """Return why a norm of timm's is not in a chain, or None."""
+    if not is_norm_act(norm):
+        return None
+    if not is_inert(norm.drop):
+        return f"its drop is a {type(norm.drop).__name__}"
+    return None if is_inert(norm.act) else why_not_act(norm.act, ("act",))
+
+
 def drop_identities(root: nn.Module, graph: fx.Graph) -> tuple[Path, ...]:
-    """Take the nn.Identity out of a graph that a chain may run through; return their paths."""
+    """Take what has no effect out of a graph that a chain may run through; return the paths, and those inside norms."""
     dropped = []
     for node in list(graph.nodes):
-        if type(_called(root, node)) is nn.Identity:
+        called = _called(root, node)
+        if called is not None and is_norm_act(called):
+            dropped += [(*_path(node), name) for name in ("drop", "act") if is_inert(getattr(called, name))]
+        if called is not None and is_inert(called):
             source = _operand(node)
             before = _called(root, source)
             follows = source.op in ("call_function", "call_method") or type(before) in CHAIN_MODULES or is_norm(before)
