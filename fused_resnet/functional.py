@@ -10,8 +10,7 @@ from torch import Tensor
 from fused_resnet.chain.autograd import run_chain, update_running_stats_
 from fused_resnet.chain.spec import IDENTITY, act_signature
 from fused_resnet.engines import check_name
-
-ACTS = ("relu", "none")
+from fused_resnet.ops.activation import BY_NAME, NONE, Act
 
 # running_mean, running_var, weight, bias
 Norm = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]
@@ -29,10 +28,10 @@ def batch_norm_act(
     training: bool = True,
     momentum: float = 0.1,
     eps: float = 1e-5,
-    act: str = "relu",
+    act: str | Act = "relu",
     engine: str = "auto",
 ) -> Tensor:
-    """Batch norm, residual add and ReLU in one forward and one backward: ``act(batch_norm(x) + residual)``.
+    """Batch norm, residual add and activation in one forward and one backward: ``act(batch_norm(x) + residual)``.
 
     Parameters
     ----------
@@ -54,7 +53,9 @@ def batch_norm_act(
     eps
         Added to the variance.
     act
-        ``"relu"`` or ``"none"``.
+        ``"relu"``, ``"relu6"``, ``"leaky_relu"``, ``"hardtanh"``, ``"silu"``, ``"hardswish"``, ``"gelu"``,
+        ``"gelu_tanh"`` or ``"none"``, with the constants that torch's functions default to; with others, an
+        :class:`fused_resnet.ops.activation.Act`, such as ``Act(Kind.LEAKY_RELU, 0.2)``.
     engine
         ``"auto"`` or the name of an engine.
 
@@ -74,8 +75,9 @@ def batch_norm_act(
     """
     if x.dim() != 4 or not x.is_floating_point():
         raise ValueError(f"x must be floating-point activations [N, C, H, W], got {tuple(x.shape)} {x.dtype}")
-    if act not in ACTS:
-        raise ValueError(f"act must be one of {', '.join(map(repr, ACTS))}, got {act!r}")
+    applied = act if isinstance(act, Act) else BY_NAME.get(act)
+    if applied is None:
+        raise ValueError(f"act must be an Act or one of {', '.join(map(repr, BY_NAME))}, got {act!r}")
     if residual_norm is not None and residual is None:
         raise ValueError("residual_norm normalises the residual: give residual, too")
     if residual_norm is not None and len(residual_norm) != 4:
@@ -96,11 +98,11 @@ def batch_norm_act(
     for name, norm in zip(names, norms, strict=True):
         _check_norm(name, norm, x, training)
 
-    def unit(norm: Norm, relu: bool) -> tuple[Any, ...]:
-        return None, norm[2] is not None, norm[3] is not None, training, None, float(eps).hex(), relu
+    def unit(norm: Norm, act: Act) -> tuple[Any, ...]:
+        return None, norm[2] is not None, norm[3] is not None, training, None, float(eps).hex(), act_signature(act)
 
-    main = unit(norms[0], act == "relu")
-    shortcut = None if residual is None else IDENTITY if residual_norm is None else unit(residual_norm, False)
+    main = unit(norms[0], applied)
+    shortcut = None if residual is None else IDENTITY if residual_norm is None else unit(residual_norm, NONE)
     parameters = [p for norm in norms for p in norm[2:] if p is not None]
     running = [] if training else [p for norm in norms for p in norm[:2] if p is not None]
     signature = (((main,), shortcut, None),), (engine, "fast")

@@ -61,9 +61,16 @@ _OF_CALL: dict[Any, Callable[..., Act | None]] = {
 }
 
 
+# of timm, which calls F.gelu
+_OF_TIMM = {"GELU": _GELU["none"], "GELUTanh": _GELU["tanh"]}
+
+
 def act_of_module(module: nn.Module) -> Act | None:
     """Return the activation that a module is, or None."""
-    read = _OF_MODULE.get(type(module))
+    cls = type(module)
+    if cls.__module__ == "timm.layers.activations" and cls.forward.__module__ == cls.__module__:
+        return _OF_TIMM.get(cls.__name__)
+    read = _OF_MODULE.get(cls)
     return None if read is None else read(module)
 
 

@@ -10,7 +10,8 @@ from torch import nn
 from fused_resnet.blocks.activations import MODULES as ACTIVATIONS
 from fused_resnet.blocks.plan import Path
 
-BATCH_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
+CONVOLUTIONS = {nn.Conv1d: 1, nn.Conv2d: 2, nn.Conv3d: 3}  # and their spatial dimensions
+BATCH_NORMS = {nn.BatchNorm1d: 1, nn.BatchNorm2d: 2, nn.BatchNorm3d: 3, nn.SyncBatchNorm: None}
 # timm's, a norm and its activation under one name: a batch norm, the synchronised and the frozen one
 NORM_ACTS = ("BatchNormAct2d", "SyncBatchNormAct", "FrozenBatchNormAct2d")
 FROZEN_NORMS = ("FrozenBatchNorm2d", "FrozenBatchNormAct2d")
@@ -23,15 +24,45 @@ def child(module: nn.Module, path: Path) -> Any:
     return module
 
 
+def layer_class(module: nn.Module) -> type:
+    """Return torch's class whose layer a module is: its own, or the base of a class that changes nothing of it."""
+    cls = type(module)
+    base = _BASES.get(cls)
+    if base is None:
+        base = _BASES[cls] = next((of for of in _LAYERS if issubclass(cls, of) and _changes_nothing(cls, of)), cls)
+    return base if cls.forward is base.forward else cls  # type: ignore[attr-defined]
+
+
+def _changes_nothing(cls: type, base: type) -> bool:
+    """Whether a class, such as one that only has another ``__init__``, computes what a class of torch's does."""
+    own = cls.__mro__[: cls.__mro__.index(base)]
+    return not any(vars(c).keys() - _OF_ANY_CLASS & {*dir(base)} for c in own)
+
+
+def sizes(value: int | Sequence[int], dims: int) -> tuple[int, ...]:
+    """Read a geometry as torch's layers do: ``n`` means ``n`` along each of the spatial dimensions."""
+    return tuple([_static(n) for n in ([value] * dims if isinstance(value, int) else value)])
+
+
 def pair(value: int | Sequence[int]) -> tuple[int, int]:
-    """Read a geometry as torch's layers do: ``n`` means ``(n, n)``."""
-    first, second = (value, value) if isinstance(value, int) else value
-    return _static(first), _static(second)
+    """Read a geometry of two dimensions."""
+    rows, columns = sizes(value, 2)
+    return rows, columns
 
 
 def _static(n: int) -> int:
     """Return ``n``; makes ``torch.compile(dynamic=True)`` take it as the constant that it is, not as a symbol."""
     return len((None,) * n)
+
+
+def padding_of(conv: Any, dims: int) -> tuple[int, ...] | None:
+    """Return how many zeros a convolution puts on both sides, or None where it is not as many on either."""
+    if conv.padding == "valid":
+        return sizes(0, dims)
+    if conv.padding != "same":
+        return sizes(conv.padding, dims)
+    both = [d * (n - 1) for n, d in zip(sizes(conv.kernel_size, dims), sizes(conv.dilation, dims), strict=True)]
+    return None if any(n % 2 for n in both) else tuple([n // 2 for n in both])
 
 
 def is_frozen_norm(norm: nn.Module) -> bool:
@@ -41,19 +72,27 @@ def is_frozen_norm(norm: nn.Module) -> bool:
 
 def is_norm_act(norm: nn.Module) -> bool:
     """Whether a module is timm's norm with an activation, and a dropout in between, recognised without importing it."""
-    return type(norm).__name__ in NORM_ACTS and type(norm).__module__ == "timm.layers.norm_act"
+    cls = type(norm)
+    # its forward is the one that it came with
+    return cls.__name__ in NORM_ACTS and cls.__module__ == cls.forward.__module__ == "timm.layers.norm_act"
 
 
 def is_batch_norm(norm: nn.Module) -> bool:
     """Whether a module is a batch norm that a chain can hold."""
-    return type(norm) in BATCH_NORMS or is_frozen_norm(norm) or is_norm_act(norm)
+    return layer_class(norm) in BATCH_NORMS or is_frozen_norm(norm) or is_norm_act(norm)
+
+
+def norm_dims(norm: nn.Module) -> list[int]:
+    """Return the spatial dimensions that a batch norm asks for, or nothing where it takes any."""
+    dims = BATCH_NORMS.get(layer_class(norm), 2)
+    return [] if dims is None or isinstance(norm, nn.SyncBatchNorm) else [dims]
 
 
 def is_inert(module: nn.Module) -> bool:
     """Whether a module gives what it is given: nn.Identity, or a dropout that drops nothing."""
-    return type(module) is nn.Identity or (
-        type(module) in (nn.Dropout, nn.Dropout2d) and (module.p == 0 or not module.training)
-    )
+    if type(module) in (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d):
+        return bool(module.p == 0 or not module.training)
+    return type(module) is nn.Identity
 
 
 def layers_are_stock() -> bool:
@@ -75,6 +114,7 @@ def layers_are_stock() -> bool:
         and torch.batch_norm is _TORCH_BATCH_NORM
         and torch.relu is _TORCH_RELU
         and _activations_are_stock()
+        and _sequences_and_volumes_are_stock()
     )
 
 
@@ -96,12 +136,39 @@ def _activations_are_stock() -> bool:
     )
 
 
+def _sequences_and_volumes_are_stock() -> bool:
+    """Whether the convolutions and norms over them are torch's own."""
+    return (
+        nn.Conv1d.forward is _CONV1D
+        and nn.Conv1d._conv_forward is _CONV1D_FORWARD
+        and nn.Conv3d.forward is _CONV3D
+        and nn.Conv3d._conv_forward is _CONV3D_FORWARD
+        and nn.BatchNorm1d.forward is _BATCH_NORM
+        and nn.BatchNorm3d.forward is _BATCH_NORM
+        and F.conv1d is _F_CONV1D
+        and F.conv3d is _F_CONV3D
+    )
+
+
 def _is_called_as_stock() -> bool:
     return all([cls.__call__ is _CALL for cls in _CALLED])  # a list: a third of a generator's time
 
 
-_CALLED = (nn.Conv2d, nn.BatchNorm2d, *ACTIVATIONS)
+_CALLED = (*CONVOLUTIONS, *BATCH_NORMS, *ACTIVATIONS)
+_LAYERS = (*_CALLED, nn.MaxPool2d)
+_BASES: dict[type, type] = {}
+# what a class has by being one, or may have without another way to compute
+_OF_ANY_CLASS = {
+    *dir(type("", (), {})),
+    "__init__",
+    "__constants__",
+    "__annotations__",
+    "extra_repr",
+    "reset_parameters",
+}
 _CONV2D, _CONV_FORWARD, _BATCH_NORM = nn.Conv2d.forward, nn.Conv2d._conv_forward, nn.BatchNorm2d.forward
+_CONV1D, _CONV1D_FORWARD, _F_CONV1D = nn.Conv1d.forward, nn.Conv1d._conv_forward, F.conv1d
+_CONV3D, _CONV3D_FORWARD, _F_CONV3D = nn.Conv3d.forward, nn.Conv3d._conv_forward, F.conv3d
 _RELU, _MAX_POOL = nn.ReLU.forward, nn.MaxPool2d.forward
 _HARDTANH, _LEAKY_RELU, _SILU = nn.Hardtanh.forward, nn.LeakyReLU.forward, nn.SiLU.forward
 _HARDSWISH, _GELU = nn.Hardswish.forward, nn.GELU.forward

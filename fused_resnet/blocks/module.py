@@ -78,7 +78,8 @@ class PreparedChains:
         """Run one chain and update the running statistics of its batch norms."""
         chain = self.chains[index]
         if isinstance(chain, str) or not self.serves(chain, x):
-            note_last_call(self.module, chain if isinstance(chain, str) else f"the last call gave a chain {x.dtype}")
+            given = f"the last call gave a chain {x.dtype} of {x.dim()} dimensions"
+            note_last_call(self.module, chain if isinstance(chain, str) else given)
             return run_stock(self.module, self.plan.chains[index], x, shortcut)
         if torch.is_autocast_enabled(x.device.type):
             dtype = torch.get_autocast_dtype(x.device.type)
@@ -97,7 +98,7 @@ class PreparedChains:
 
     def serves(self, chain: PreparedChain, x: Tensor) -> bool:
         """Whether a chain can run on ``x``."""
-        return serves_dtype(chain, x)
+        return x.dim() == 2 + next(iter(chain.dims), 2) and serves_dtype(chain, x)
 
     def _run(self, chain: PreparedChain, x: Tensor, shortcut: Tensor | None) -> Tensor:
         z, moments = run_chain(chain.signature, x, shortcut, chain.parameters, chain.running)
@@ -127,7 +128,7 @@ def serves_dtype(chain: PreparedChain, x: Tensor) -> bool:
         if units[0][0] is None or (shortcut is not None and not is_projection(shortcut)):
             return False
         return x.dtype in (torch.float32, torch.bfloat16, torch.float16)
-    return x.is_floating_point() and all(p.dtype == x.dtype for p in chain.parameters if p.dim() == 4)
+    return x.is_floating_point() and all(p.dtype == x.dtype for p in chain.parameters if p.dim() > 1)
 
 
 def run_stock(module: nn.Module, paths: ChainPaths, x: Tensor, shortcut: Tensor | None) -> Tensor:

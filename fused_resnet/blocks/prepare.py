@@ -6,7 +6,17 @@ from torch import Tensor, nn
 
 from fused_resnet.blocks.activations import act_of_module
 from fused_resnet.blocks.guards import why_not_as_traced, why_not_world
-from fused_resnet.blocks.layers import child, is_frozen_norm, is_norm_act, pair
+from fused_resnet.blocks.layers import (
+    CONVOLUTIONS,
+    child,
+    is_frozen_norm,
+    is_norm_act,
+    layer_class,
+    norm_dims,
+    padding_of,
+    pair,
+    sizes,
+)
 from fused_resnet.blocks.plan import BlockPaths, ChainPaths, Path, Plan, UnitPaths
 from fused_resnet.blocks.refusals import (
     why_not_act,
@@ -31,6 +41,7 @@ class PreparedChain(NamedTuple):
     parameters: list[Tensor]
     running: list[Tensor]
     norms: list[Any]  # of every unit; None where it does not normalise by its batch
+    dims: list[int]  # the spatial dimensions that its convolutions and norms ask for, all the same
     pool: Path | None = None  # that runs behind the chain, where it has become one that the kernels do not know
 
 
@@ -54,13 +65,15 @@ def prepare(module: nn.Module, plan: Plan) -> list[PreparedChain | str] | str:
 
 
 def _prepare_chain(module: nn.Module, paths: ChainPaths, options: tuple[str, str]) -> PreparedChain | str:
-    prepared = PreparedChain((), [], [], [])
+    prepared = PreparedChain((), [], [], [], [])
     blocks = []
     for block in paths:
         signature = _read_block(module, block, prepared)
         if isinstance(signature, str):
             return signature
         blocks.append(signature)
+    if len(set(prepared.dims)) > 1:
+        return f"its layers are over {' and '.join(map(str, sorted(set(prepared.dims))))} dimensions"
     pool = paths[-1].pool if blocks[-1][2] is None else None
     return prepared._replace(signature=(tuple(blocks), options), pool=pool)
 
@@ -95,7 +108,9 @@ def _read_unit(module: nn.Module, unit: UnitPaths, prepared: PreparedChain) -> S
         conv = child(module, unit.conv)
         if reason := why_not_plain(conv, unit.conv) or why_not_conv(conv, unit.conv):
             return reason
-        geometry = (pair(conv.stride), pair(conv.padding), pair(conv.dilation))
+        dims = CONVOLUTIONS[layer_class(conv)]
+        prepared.dims.append(dims)
+        geometry = (sizes(conv.stride, dims), padding_of(conv, dims), sizes(conv.dilation, dims))
         conv_signature = (*geometry, conv.groups, conv.bias is not None)
         if reason := _read_parameters(conv, unit.conv, prepared):
             return reason
@@ -104,6 +119,7 @@ def _read_unit(module: nn.Module, unit: UnitPaths, prepared: PreparedChain) -> S
         return reason
     if reason := _read_parameters(norm, unit.norm, prepared):
         return reason
+    prepared.dims.extend(norm_dims(norm))
     batch_stats = not is_frozen_norm(norm) and (norm.training or norm.running_mean is None)
     prepared.norms.append(norm if batch_stats else None)
     if not batch_stats:

@@ -15,10 +15,19 @@ from torch.utils._device import DeviceContext
 
 from fused_resnet.blocks.activations import MODULES as ACTIVATIONS
 from fused_resnet.blocks.activations import act_of_module
-from fused_resnet.blocks.layers import child, is_batch_norm, is_frozen_norm, is_inert, pair
+from fused_resnet.blocks.layers import (
+    CONVOLUTIONS,
+    child,
+    is_batch_norm,
+    is_frozen_norm,
+    is_inert,
+    layer_class,
+    padding_of,
+    pair,
+)
 from fused_resnet.blocks.plan import Path
 
-NO_PLAN = "it has no plan for this mode"
+NO_PLAN = "its forward is fused in the other mode only"
 
 
 def why_not_input(x: Any, training: bool) -> str:
@@ -26,8 +35,6 @@ def why_not_input(x: Any, training: bool) -> str:
     compiling = torch.compiler.is_compiling()
     if not isinstance(x, Tensor) or not (compiling or type(x) is Tensor):
         return f"the last call had a {type(x).__name__}, not a torch.Tensor"
-    if x.dim() != 4:
-        return f"the last call had a tensor of {x.dim()} dimensions, not of 4"
     if x.device.type == "meta":
         return "the last call had a tensor without data"
     if not compiling and (_has_any_global_hook() or _has_function_mode()):
@@ -65,9 +72,10 @@ def why_not_type(module: nn.Module, cls: type, path: Path) -> str | None:
 
 def why_not_conv(conv: Any, path: Path) -> str | None:
     """Return why a chain cannot run a convolution, or None."""
-    if reason := why_not_type(conv, nn.Conv2d, path):
-        return reason
-    if conv.padding_mode != "zeros" or isinstance(conv.padding, str):
+    dims = CONVOLUTIONS.get(layer_class(conv))
+    if dims is None:
+        return why_not_type(conv, nn.Conv2d, path)
+    if conv.padding_mode != "zeros" or padding_of(conv, dims) is None:
         return f"{'.'.join(path)} has padding={conv.padding!r}, padding_mode={conv.padding_mode!r}"
     return None
 

@@ -84,13 +84,13 @@ def update_running_stats_(
 
 
 def _forward(chain, x, shortcut, parameters, running) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-    k = ops.kernels(chain.options.engine, x.device.type, x.dtype)
+    k = ops.kernels(chain.options.engine, x.device.type, x.dtype, x.dim())
     with _without_autocast(x), _on_device(x):
         return forward(chain, x, shortcut, parameters, running, k)
 
 
 def _backward(chain, grad, x, shortcut, output, parameters, moments, saved, needs_grad) -> list[Tensor | None]:
-    k = ops.kernels(chain.options.engine, x.device.type, x.dtype)
+    k = ops.kernels(chain.options.engine, x.device.type, x.dtype, x.dim())
     with _without_autocast(x), _on_device(x):
         return backward(chain, grad, x, shortcut, output, parameters, moments, saved, needs_grad, k)
 
@@ -199,7 +199,9 @@ def _chain_forward(x, shortcut, parameters, running, chain: str):
 
 def _chain_forward_fake(x, shortcut, parameters, running, chain: str):
     parsed = parse_chain(chain)
-    return forward(parsed, x, shortcut, parameters, running, ops.fakes(parsed.options.engine, x.device.type, x.dtype))
+    return forward(
+        parsed, x, shortcut, parameters, running, ops.fakes(parsed.options.engine, x.device.type, x.dtype, x.dim())
+    )
 
 
 def _chain_backward(grad, x, shortcut, output, parameters, moments, saved, needs_grad, chain: str):
@@ -209,7 +211,7 @@ def _chain_backward(grad, x, shortcut, output, parameters, moments, saved, needs
 
 def _chain_backward_fake(grad, x, shortcut, output, parameters, moments, saved, needs_grad, chain: str):
     parsed = parse_chain(chain)
-    k = ops.fakes(parsed.options.engine, x.device.type, x.dtype)
+    k = ops.fakes(parsed.options.engine, x.device.type, x.dtype, x.dim())
     gradients = backward(parsed, grad, x, shortcut, output, parameters, moments, saved, needs_grad, k)
     return [gradient for gradient in gradients if gradient is not None]
 

@@ -364,7 +364,7 @@ class BlockBackward:
         dz: Tensor | None
         dz, dw, db = _convolution_backward(
             dy, z, weight, [weight.shape[0]] if conv.bias else None, conv.stride, conv.padding, conv.dilation, False,
-            (0, 0), conv.groups, [wants_input, wants_conv_weight, wants_conv_bias],
+            (0,) * len(conv.stride), conv.groups, [wants_input, wants_conv_weight, wants_conv_bias],
         )  # fmt: skip
         if wants_weights:
             self.gradients[i] = self.gradients[i]._replace(

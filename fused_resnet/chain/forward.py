@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fused_resnet.chain import synchronized
-from fused_resnet.chain.spec import Block, Conv, Padded, Parameters, Unit
+from fused_resnet.chain.spec import Block, Conv, Padded, Parameters, Unit, convolve
 from fused_resnet.ops.activation import NONE, RELU, Act
 from fused_resnet.ops.library import accumulation_dtype, dense, dense_like
 from fused_resnet.ops.pointwise_conv import config
@@ -179,9 +179,7 @@ class BlockForward:
 
 
 def _conv(conv: Conv, z: Tensor, weight: Any, bias: Tensor | None) -> Tensor:
-    if bias is not None:
-        bias = bias.to(z.dtype)
-    return torch.conv2d(z, weight, bias, conv.stride, conv.padding, conv.dilation, conv.groups)
+    return convolve(conv, z, weight, None if bias is None else bias.to(z.dtype))
 
 
 def _check_batch(y: Tensor) -> None:

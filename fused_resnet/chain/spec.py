@@ -11,12 +11,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from fused_resnet.ops.activation import NONE, RELU, Act
 
 Pair = tuple[int, int]
+Sizes = tuple[int, ...]  # one of each spatial dimension
 
 IDENTITY = "identity"
 
@@ -24,11 +26,11 @@ T = TypeVar("T")
 
 
 class Conv(NamedTuple):
-    """The geometry of a 2-d convolution with zero padding."""
+    """The geometry of a convolution with zero padding, over sequences, images or volumes."""
 
-    stride: Pair
-    padding: Pair
-    dilation: Pair
+    stride: Sizes
+    padding: Sizes
+    dilation: Sizes
     groups: int
     bias: bool
 
@@ -78,10 +80,23 @@ class Padded(NamedTuple):
 
     def apply(self, source: Tensor) -> Tensor:
         """Return what it adds [N, before + C + after, H', W'], in stock torch."""
-        rows, columns = self.stride
-        return F.pad(source[:, :, ::rows, ::columns], (0, 0, 0, 0, self.before, self.after))
+        return F.pad(strided(source, self.stride), (0, 0, 0, 0, self.before, self.after))
 
 
+def strided(x: Tensor, strides: Sizes) -> Tensor:
+    """Return a view of every so manyth pixel."""
+    return (
+        x if all(n == 1 for n in strides) else x[(slice(None), slice(None), *(slice(None, None, n) for n in strides))]
+    )
+
+
+def convolve(conv: Conv, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Return the convolution of ``x``, whose dtype the parameters have."""
+    stride, padding, dilation, groups, _ = conv
+    return _CONVOLUTIONS[x.dim()](x, weight, bias, stride, padding, dilation, groups)
+
+
+_CONVOLUTIONS: dict[int, Any] = {3: torch.conv1d, 4: torch.conv2d, 5: torch.conv3d}
 NOT_PADDED = Padded((1, 1), 0, 0)
 
 
@@ -121,8 +136,7 @@ class Block:
     def pixels(self, source: Tensor) -> Tensor:
         """Return a view of the pixels that a padded shortcut, or one with a 1×1 convolution, takes from its source."""
         projection = isinstance(self.shortcut, Unit) and self.shortcut.conv
-        rows, columns = projection.stride if projection else self.padded.stride
-        return source[:, :, ::rows, ::columns]
+        return strided(source, projection.stride if projection else self.padded.stride)
 
     @functools.cached_property
     def masks_by_output(self) -> bool:
@@ -200,7 +214,7 @@ def _make_unit(signature: tuple[Any, ...]) -> Unit:
 
 def act_signature(act: Act) -> tuple[int, str, str]:
     """Return an activation as a chain's signature has it."""
-    return act.kind, float(act.alpha).hex(), float(act.beta).hex()
+    return int(act.kind), float(act.alpha).hex(), float(act.beta).hex()
 
 
 def act_of_signature(signature: tuple[int, str, str]) -> Act:

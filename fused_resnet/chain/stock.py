@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fused_resnet.chain.spec import Block, Chain, Padded, Parameters, Unit, split_parameters
+from fused_resnet.chain.spec import Block, Chain, Padded, Parameters, Unit, convolve, split_parameters
 from fused_resnet.ops.activation import value
 from fused_resnet.ops.library import accumulation_dtype
 
@@ -66,9 +66,8 @@ def _conv_norm(unit: Unit, z: Tensor, p: Parameters, running: Running) -> Tensor
     """Return ``a·y + b`` in the accumulation dtype."""
     dtype = accumulation_dtype(z.dtype)
     if unit.conv is not None:
-        stride, padding, dilation, groups, _ = unit.conv
         bias = None if p.conv_bias is None else p.conv_bias.to(z.dtype)
-        z = torch.conv2d(z, p.conv_weight.to(z.dtype), bias, stride, padding, dilation, groups)
+        z = convolve(unit.conv, z, p.conv_weight.to(z.dtype), bias)
     mean, var = running or (None, None)
     weight, bias = (None if vector is None else vector.to(dtype) for vector in (p.weight, p.bias))
     if weight is None and bias is not None:  # torch 2.11 differentiates β without γ wrongly, the second time

@@ -10,16 +10,18 @@ add implementations to them.
 """
 
 import functools
+from collections.abc import Callable
 from importlib import import_module
 from types import SimpleNamespace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from fused_resnet import engines
 from fused_resnet.engines import libraries
 from fused_resnet.ops import batch_norm_act, batch_norm_act_pool, pointwise_conv, pointwise_conv_norm
-from fused_resnet.ops.library import library
+from fused_resnet.ops.library import image, library
 
 # those whose operations the dispatcher knows, and those whose functions only a chain calls
 FOLDERS = (batch_norm_act, batch_norm_act_pool)
@@ -34,11 +36,14 @@ for _folder in FOLDERS:
 
 
 @functools.cache
-def kernels(engine: str, device_type: str, dtype: torch.dtype) -> SimpleNamespace:
+def kernels(engine: str, device_type: str, dtype: torch.dtype, dims: int = 4) -> SimpleNamespace:
     """Return every operation as a function, by name, in the engine that serves ``dtype`` on ``device_type``.
 
     ``engine`` names it, and ``channels_last`` says whether it takes activations in that memory format only.
+    Activations have ``dims`` dimensions: sequences, images or volumes.
     """
+    if dims != 4:
+        return of_images(kernels(engine, device_type, dtype), dims)
     served = engines.choose(engine, device_type, dtype)
     if served == "reference":
         return gather(served, batch_norm_act.reference, batch_norm_act_pool.reference)
@@ -51,14 +56,34 @@ def kernels(engine: str, device_type: str, dtype: torch.dtype) -> SimpleNamespac
 
 
 @functools.cache
-def fakes(engine: str, device_type: str, dtype: torch.dtype) -> SimpleNamespace:
+def fakes(engine: str, device_type: str, dtype: torch.dtype, dims: int = 4) -> SimpleNamespace:
     """Return what :func:`kernels` does as torch's dispatcher knows it, which for fake tensors gives shapes alone."""
-    return fakes_of(engines.choose(engine, device_type, dtype))
+    return fakes_of(engines.choose(engine, device_type, dtype), dims)
 
 
-def fakes_of(engine: str) -> SimpleNamespace:
+def fakes_of(engine: str, dims: int = 4) -> SimpleNamespace:
     """Return what :func:`fakes` does for an engine that need not be able to serve here."""
-    return gather(engine, dispatched(batch_norm_act), dispatched(batch_norm_act_pool))
+    k = gather(engine, dispatched(batch_norm_act), dispatched(batch_norm_act_pool))
+    return k if dims == 4 else of_images(k, dims)
+
+
+def of_images(k: SimpleNamespace, dims: int) -> SimpleNamespace:
+    """Return the norms' operations for activations of ``dims`` dimensions, which are handed on as images."""
+
+    def of(operation: Callable[..., Any]) -> Callable[..., Any]:
+        def call(x: Any, *others: Any) -> Any:
+            def shaped(result: Any) -> Any:
+                is_image = isinstance(result, Tensor) and result.dim() == 4
+                return result.view(*result.shape[:2], *x.shape[2:]) if is_image else result
+
+            arguments = [image(a) if isinstance(a, Tensor) and a.dim() == dims else a for a in (x, *others)]
+            results = operation(*arguments)
+            return tuple(map(shaped, results)) if isinstance(results, tuple) else shaped(results)
+
+        return call
+
+    norms = {name: of(getattr(k, name)) for name in batch_norm_act.OPERATIONS}
+    return SimpleNamespace(engine=k.engine, channels_last=k.channels_last, **norms)
 
 
 def gather(engine: str, norm: Any, pool: Any, *pointwise: Any) -> SimpleNamespace:

@@ -63,6 +63,12 @@ SCHEMA = "int act, float alpha, float beta"  # of an Act among an operation's ar
 NONE = Act(int(Kind.NONE))
 RELU = Act(int(Kind.RELU))
 
+# as torch's functions default to
+BY_NAME = {kind.name.lower(): Act(int(kind)) for kind in Kind} | {
+    "leaky_relu": Act(int(Kind.LEAKY_RELU), 0.01),
+    "hardtanh": Act(int(Kind.HARDTANH), -1.0, 1.0),
+    "relu6": Act(int(Kind.HARDTANH), 0.0, 6.0),
+}
 # one of each kind, for whoever tries them all
 _CONSTANTS = {Kind.LEAKY_RELU: (0.1,), Kind.HARDTANH: (-1.0, 2.0)}
 EXAMPLES = tuple(Act(int(kind), *_CONSTANTS.get(kind, ())) for kind in Kind)

@@ -8,12 +8,20 @@ from torch import nn
 
 from fused_resnet.blocks.fusion import fusion_of
 from fused_resnet.blocks.guards import why_not_as_traced
-from fused_resnet.blocks.layers import is_inert
-from fused_resnet.blocks.plan import Container, Plan
+from fused_resnet.blocks.layers import child, is_inert
+from fused_resnet.blocks.plan import Container, Path, Plan
 from fused_resnet.blocks.prepare import prepare
 from fused_resnet.blocks.refusals import why_not_pool
 from fused_resnet.surgery.rewrite import write_forward
-from fused_resnet.surgery.rules import CHAIN_MODULES, Matcher, drop_identities, is_norm, is_whole, joined, why_no_match
+from fused_resnet.surgery.rules import (
+    Matcher,
+    drop_identities,
+    is_chain_module,
+    is_norm,
+    is_whole,
+    joined,
+    why_no_match,
+)
 from fused_resnet.tracing.trace import is_primitive, trace
 
 Place = tuple[str, nn.Module, dict[bool, Plan] | str]  # a module's name, and its plans or why it has none
@@ -95,11 +103,11 @@ class Finder:
     def _may_be_part(self, module: nn.Module, training: bool) -> bool:
         """Whether a forward that runs a module may be one chain as a whole."""
         if is_primitive(module):
-            return type(module) in CHAIN_MODULES or is_norm(module)
+            return is_chain_module(module) or is_norm(module)
         if fusion_of(module) is not None:
             return False
         if (module, training) not in self._parts:
-            part = all(self._may_be_part(child, training) for child in module.children())
+            part = all(self._may_be_part(inner, training) for inner in module.children())
             if part and type(module).forward is not nn.Module.forward:
                 shape = _shape(module)
                 found = self._find(module, shape, deep=False)
@@ -117,11 +125,17 @@ class Finder:
 
     def _trace(self, module: nn.Module, deep: bool) -> _Found:
         """Find the chains of a forward; the reason is empty where a deep trace shows what the children's own will."""
-        graph, refused, containers, read_globals = trace(module, deep)
-        if graph is None:
-            return _Found(containers, _untraceable(refused), traced=False)
-        identities = drop_identities(module, graph)
-        matcher = Matcher(module, graph)
+        traced = trace(module, deep)
+        if traced.graph is None:
+            return _Found(traced.containers, _untraceable(traced.refused), traced=False)
+        identities, matcher = drop_identities(module, traced.graph), Matcher(module, traced.graph)
+        if not deep and (through := [path for path in matcher.strangers() if self._is_traceable(module, path)]):
+            further = trace(module, deep, through=through)
+            if further.graph is not None:
+                traced = further
+                identities, matcher = drop_identities(module, traced.graph), Matcher(module, traced.graph)
+        graph, _, containers, read_globals = traced
+        assert graph is not None
         may_be_part = matcher.knows_all()
         matches = matcher.matches()
         if self.stages:
@@ -135,6 +149,11 @@ class Finder:
         source = write_forward(graph, matches)
         plan = Plan(paths, containers, identities, source, self.options, read_globals)
         return _Found(containers, plan, may_be_part=may_be_part)
+
+    def _is_traceable(self, module: nn.Module, path: Path) -> bool:
+        """Whether the forward of a child can be gone through."""
+        stranger = child(module, path)
+        return self._find(stranger, _shape(stranger), deep=True).traced
 
 
 def _untraceable(reason: str) -> str:
@@ -173,7 +192,7 @@ def _shape(module: nn.Module) -> Hashable:
 def places(model: nn.Module, finder: Finder) -> Iterator[Place]:
     """Yield, top down, (name, module, plans or why not) for every module that has chains, or norms and no chains.
 
-    What is inside a chain is left out, unless it is a stage that cannot serve as it is now.
+    What is inside a chain in both modes is left out, unless it is a stage that cannot serve as it is now.
     """
     in_chains: set[str] = set()
     for name, module in model.named_modules():
@@ -186,9 +205,14 @@ def places(model: nn.Module, finder: Finder) -> Iterator[Place]:
         if not isinstance(plans, str):
             yield name, module, plans
             if not (spans_blocks(plans) and any(isinstance(prepare(module, plan), str) for plan in plans.values())):
-                in_chains |= {prefix + ".".join(path) for plan in plans.values() for path in plan.modules}
+                in_chains |= {prefix + ".".join(path) for path in in_both_modes(plans)}
         elif any(is_norm(inner) for inner in module.children()):
             yield name, module, plans
+
+
+def in_both_modes(plans: dict[bool, Plan]) -> set[Path]:
+    """Return the paths of the modules that chains run in training and in eval: of the others, each may have its own."""
+    return set.intersection(*({*plan.modules} for plan in plans.values())) if len(plans) == 2 else set()
 
 
 def spans_blocks(plans: dict[bool, Plan] | str) -> bool:

@@ -14,7 +14,16 @@ from torch import fx, nn
 
 from fused_resnet.blocks.activations import MODULES as ACTIVATIONS
 from fused_resnet.blocks.activations import act_of_call, act_of_module
-from fused_resnet.blocks.layers import child, is_batch_norm, is_frozen_norm, is_inert, is_norm_act
+from fused_resnet.blocks.fusion import fusion_of
+from fused_resnet.blocks.layers import (
+    CONVOLUTIONS,
+    child,
+    is_batch_norm,
+    is_frozen_norm,
+    is_inert,
+    is_norm_act,
+    layer_class,
+)
 from fused_resnet.blocks.plan import BlockPaths, ChainPaths, Path, UnitPaths
 from fused_resnet.blocks.refusals import why_not_act, why_not_pool
 from fused_resnet.chain.spec import IDENTITY, NOT_PADDED, Padded, Pair
@@ -24,8 +33,13 @@ from fused_resnet.tracing.values import IN_PLACE, target_name
 
 ADD_FUNCTIONS = ("add", "add_", "iadd")
 # modules that a chain can hold; a forward that reaches any other is never one chain as a whole
-CHAIN_MODULES = (nn.Conv2d, *ACTIVATIONS, nn.MaxPool2d, nn.Identity)
+CHAIN_MODULES = (*CONVOLUTIONS, *ACTIVATIONS, nn.MaxPool2d, nn.Identity)
 NORMS = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm, nn.modules.instancenorm._InstanceNorm)
+
+
+def is_chain_module(module: nn.Module | None) -> bool:
+    """Whether a module is a layer, not a norm, that a chain can hold."""
+    return module is not None and (layer_class(module) in CHAIN_MODULES or act_of_module(module) is not None)
 
 
 def is_norm(module: nn.Module | None) -> bool:
@@ -95,12 +109,28 @@ class Matcher:
                 matches.append(match)
         return sorted(matches, key=lambda match: self.order[match.end])
 
+    def strangers(self) -> list[Path]:
+        """Return the children beside a norm that the trace did not go into and that have no norms of their own."""
+        found = []
+        for node in self.order:
+            unit = self._unit(node) if self._is_norm(node) else None
+            if unit is not None:
+                neighbours = [unit.x, *([self._consumer(node)] if unit.act is None else [])]
+                found += [_path(n) for n in neighbours if n is not None and self._is_stranger(n)]
+        return list(dict.fromkeys(found))
+
+    def _is_stranger(self, node: fx.Node) -> bool:
+        called = child(self.root, _path(node)) if node.op == "call_module" else None
+        if called is None or is_primitive(called) or fusion_of(called) is not None:
+            return False
+        return not any(map(is_norm, called.modules()))
+
     def knows_all(self) -> bool:
         """Whether a chain can hold every node of the graph, but for children that a trace may yet go into."""
         return all(
             node.op in ("placeholder", "output")
             or (node.op == "call_module" and not is_primitive(child(self.root, _path(node))))
-            or type(_called(self.root, node)) in CHAIN_MODULES
+            or is_chain_module(_called(self.root, node))
             or self._is_norm(node)
             or self._act(node) is not None
             or target_name(node) in ADD_FUNCTIONS
@@ -118,7 +148,9 @@ class Matcher:
         return row
 
     def _unit(self, node: fx.Node) -> _Unit | None:
-        conv = node if self._calls(node, nn.Conv2d) and node.target not in self.shared else None
+        called = _called(self.root, node)
+        is_conv = called is not None and layer_class(called) in CONVOLUTIONS
+        conv = node if is_conv and node.target not in self.shared else None
         norm = node if conv is None else self._consumer(conv)
         if norm is None or not self._is_norm(norm) or norm.target in self.shared:
             return None
@@ -323,7 +355,7 @@ def drop_identities(root: nn.Module, graph: fx.Graph) -> tuple[Path, ...]:
         if called is not None and is_inert(called):
             source = _operand(node)
             before = _called(root, source)
-            follows = source.op in ("call_function", "call_method") or type(before) in CHAIN_MODULES or is_norm(before)
+            follows = source.op in ("call_function", "call_method") or is_chain_module(before) or is_norm(before)
             if follows or any(target_name(user) in ADD_FUNCTIONS for user in node.users):
                 node.replace_all_uses_with(source)
                 graph.erase_node(node)

@@ -26,6 +26,7 @@ from fused_resnet.blocks.plan import Plan
 from fused_resnet.blocks.prepare import PreparedChain, prepare
 from fused_resnet.chain.schedule import backward, forward
 from fused_resnet.chain.spec import make_chain
+from fused_resnet.ops.library import dense
 
 # operations that give memory and move nothing
 ALLOCATIONS = ("empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided")
@@ -143,13 +144,13 @@ def trace(
     calls: list[tuple[FusedModule, Tensor]] = []
 
     def note(module: nn.Module, args: tuple[Any, ...]) -> None:
-        if isinstance(module, FusedModule) and len(args) == 1 and isinstance(args[0], Tensor) and args[0].dim() == 4:
+        if isinstance(module, FusedModule) and len(args) == 1 and isinstance(args[0], Tensor):
             calls.append((module, args[0]))
 
     found: dict[tuple[str, int], Steps] = {}
     with mode:
         x = torch.empty(tuple(input_shape), dtype=parameter.dtype, device=parameter.device)
-        x = x.contiguous(memory_format=torch.channels_last).requires_grad_(input_grad)
+        x = dense(x, True).requires_grad_(input_grad)
         # a fused module is stock to a tensor without data: one forward shows every module its input
         hook = nn.modules.module.register_module_forward_pre_hook(note)
         try:
@@ -205,9 +206,9 @@ class _Tracer(PreparedChains):
         spec = make_chain(chain.signature)
         with torch.autocast(x.device.type, enabled=False), torch.no_grad():
             if self.engine == "auto":
-                k = ops.fakes(spec.options.engine, x.device.type, x.dtype)
+                k = ops.fakes(spec.options.engine, x.device.type, x.dtype, x.dim())
             else:
-                k = ops.fakes_of(self.engine)
+                k = ops.fakes_of(self.engine, x.dim())
             with Recorder(chain.parameters) as recorder:
                 k = _noted(k, recorder)
                 output, moments, saved = forward(spec, x, shortcut, chain.parameters, chain.running, k)
@@ -279,7 +280,7 @@ class Recorder(TorchDispatchMode):
         return results
 
     def _activations(self, tensors: Sequence[Tensor]) -> tuple[tuple[int, ...], ...]:
-        images = [t for t in map(_whole, tensors) if t.dim() == 4 and t.shape[2:].numel() > 1]
+        images = [t for t in map(_whole, tensors) if t.dim() > 2 and t.shape[2:].numel() > 1]
         return tuple(tuple(t.shape) for t in images if t.shape not in self._weights)
 
 

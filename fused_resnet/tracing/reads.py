@@ -133,10 +133,16 @@ def _is_plain(value: Any, name: str) -> bool:
     if isinstance(value, (*IMMUTABLE, ModuleType, list, dict, set, tuple)):
         return False
     cls = type(value)
-    if any("__getattribute__" in vars(c) or "__getattr__" in vars(c) for c in cls.__mro__[:-1]):
+    own_access = [c for c in cls.__mro__[:-1] if "__getattribute__" in vars(c) or "__getattr__" in vars(c)]
+    if own_access and not (all(map(is_of_transformers, own_access)) and name in vars(value)):
         return False
     held = getattr(cls, name, None)
     return hasattr(value, name) and not callable(held) and not isinstance(held, property)
+
+
+def is_of_transformers(cls: type) -> bool:
+    """Whether a class is Hugging Face's own: its configurations look up other names for what they hold, and no more."""
+    return cls.__module__.startswith("transformers.")
 
 
 def _get(module: nn.Module, name: str) -> Any:

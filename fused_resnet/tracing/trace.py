@@ -2,13 +2,14 @@
 
 import threading
 from collections import OrderedDict
+from collections.abc import Collection
 from typing import Any, NamedTuple
 
 from torch import fx, nn
 
 from fused_resnet.blocks.fusion import fusion_of
 from fused_resnet.blocks.guards import kind
-from fused_resnet.blocks.layers import is_frozen_norm
+from fused_resnet.blocks.layers import is_frozen_norm, layer_class
 from fused_resnet.blocks.mixin import own_class
 from fused_resnet.blocks.plan import Container, Path, Reads
 from fused_resnet.system import generators
@@ -30,7 +31,7 @@ def is_primitive(module: nn.Module) -> bool:
     """Whether a module is one of torch's own layers, or a batch norm of any kind, which a trace does not go into."""
     if is_frozen_norm(module) or isinstance(module, nn.modules.batchnorm._BatchNorm):
         return True
-    return type(module).__module__.startswith("torch.nn.modules") and not isinstance(
+    return layer_class(module).__module__.startswith("torch.nn.modules") and not isinstance(
         module, (nn.Sequential, nn.ModuleList, nn.ModuleDict)
     )
 
@@ -38,15 +39,17 @@ def is_primitive(module: nn.Module) -> bool:
 class _Tracer(fx.Tracer):
     """Trace ``forward(x)``; every other argument keeps its default.
 
-    ``deep`` goes through the module's own children down to torch's layers; otherwise every child is a leaf.
+    ``deep`` goes through the module's own children down to torch's layers; otherwise every child is a leaf, but for
+    those whose paths are in ``through``.
     """
 
     # a forward that writes into a buffer does so at every call, and never while it is traced
     proxy_buffer_attributes = True
 
-    def __init__(self, deep: bool, watch: Watch):
+    def __init__(self, deep: bool, through: Collection[Path], watch: Watch):
         super().__init__()
         self.deep = deep
+        self.through = {".".join(path) for path in through}
         self.watch = watch
         self.entered: dict[str, nn.Module] = {}
         self.texts: list[tuple[fx.Proxy, str]] = []  # what a forward made text of
@@ -77,7 +80,8 @@ class _Tracer(fx.Tracer):
         return forward, [self.root, self.create_proxy("placeholder", "x", (), {})]
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        leaf = not self.deep or is_primitive(m) or fusion_of(m) is not None
+        enters = self.deep or any(f"{module_qualified_name}.".startswith(f"{name}.") for name in self.through)
+        leaf = not enters or is_primitive(m) or fusion_of(m) is not None
         if not leaf:
             self.entered[module_qualified_name] = m
         return leaf
@@ -86,16 +90,17 @@ class _Tracer(fx.Tracer):
 _TURN = threading.RLock()
 
 
-def trace(module: nn.Module, deep: bool) -> Traced:
+def trace(module: nn.Module, deep: bool, through: Collection[Path] = ()) -> Traced:
     """Trace a module's forward in the mode that it is in; one at a time, as a trace patches Python and torch.
 
-    ``deep`` goes through the module's own children down to torch's layers; otherwise every child is a leaf.
+    ``deep`` goes through the module's own children down to torch's layers; otherwise every child is a leaf, but for
+    those whose paths are in ``through``.
     """
     modules = [m for m in module.modules() if not is_primitive(m)]
     before = [_state(m) for m in modules]
     random_before = generators.state()
     watch = Watch()
-    tracer = _Tracer(deep, watch)
+    tracer = _Tracer(deep, through, watch)
     graph, refused = None, ""
     try:
         with _TURN:

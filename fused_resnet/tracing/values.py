@@ -16,6 +16,7 @@ import torch
 from torch import fx, nn
 from torch.fx.proxy import Attribute
 
+from fused_resnet.blocks.layers import is_batch_norm, layer_class
 from fused_resnet.tracing.watch import Watch
 
 IN_PLACE = (operator.iadd, operator.isub, operator.imul, operator.itruediv)
@@ -90,8 +91,8 @@ def is_tensor(root: nn.Module, node: fx.Node) -> bool:
         return True
     if node.op == "call_module":
         module = root.get_submodule(str(node.target))
-        own = type(module).__module__.startswith("torch.nn.modules") and not isinstance(module, NO_TENSOR)
-        return own and not getattr(module, "return_indices", False)
+        own = layer_class(module).__module__.startswith("torch.nn.modules") and not isinstance(module, NO_TENSOR)
+        return (own or is_batch_norm(module)) and not getattr(module, "return_indices", False)
     known = node.target in ARITHMETIC or target_name(node) in OF_TENSORS
     return node.op != "get_attr" and known and any(is_tensor(root, operand) for operand in node.all_input_nodes)
 
