@@ -22,7 +22,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 import fused_resnet
 from benchmarks.survey.networks import build, callable_model, find_input, model_input, too_large
 from benchmarks.survey.rows import Limits, Row, one_line
-from fused_resnet.blocks.fusion import plan_of
+from fused_resnet.blocks.fusion import fusion_of, plan_of
 from fused_resnet.system import generators
 from fused_resnet.system.atomic import replacing
 from fused_resnet.system.environment import commit, installed
@@ -107,11 +107,14 @@ def _first(found: list[str], count: int = 3) -> str:
 
 
 def norms_in_chains(model: nn.Module) -> int:
-    """Count the batch norms that the plans of a fused model run, in the mode that its modules are in."""
+    """Count the batch norms that the plans of a fused model run, in the mode that its modules are in.
+
+    What the last call left to stock does not count.
+    """
     reached: set[nn.Module] = set()
     for module in model.modules():
-        plan = plan_of(module)
-        paths = [] if plan is None else plan.modules
+        plan, fusion = plan_of(module), fusion_of(module)
+        paths = [] if plan is None or fusion is None or fusion.last else plan.modules
         reached |= {module.get_submodule(".".join(path)) for path in paths}
     return sum(isinstance(inner, _BatchNorm) for inner in reached)
 
@@ -220,15 +223,17 @@ def _measure_surgery(model: nn.Module, record: Record) -> None:
 def _measure_verify(model: nn.Module, limits: Limits, record: Record) -> None:
     row = record.row
     record.enter("find an input")
-    reason = _why_not_verified(row, limits)
-    found: tuple[tuple[Tensor, ...], float] | str = reason
+    found: tuple[tuple[Tensor, ...], float] | str = ""
     network = callable_model(model)
-    if not reason:
+    if not row.raised and row.chains:
         try:
             with at_most(limits.verify_seconds):
                 found = find_input(model, network)
+                if not isinstance(found, str):
+                    row.in_chains = _norms_that_ran(model, network, found[0])
         except OutOfTime:
             found = f"no input found in {limits.verify_seconds:.0f} s"
+    found = _why_not_verified(row, limits) or found
     if isinstance(found, str):
         row.verify, row.note = "skipped", found
         return
@@ -248,6 +253,17 @@ def _measure_verify(model: nn.Module, limits: Limits, record: Record) -> None:
     except OutOfTime:
         if row.verify != "failed":
             row.verify, row.note = "skipped", f"not done in {limits.verify_seconds:.0f} s"
+
+
+def _norms_that_ran(model: nn.Module, network: nn.Module, inputs: tuple[Tensor, ...]) -> int:
+    """Count the batch norms in chains that a call ran, and did not leave to stock for what it was called with."""
+    fused_resnet.fuse(model)
+    try:
+        with torch.no_grad():
+            network(*inputs)
+        return norms_in_chains(model)
+    finally:
+        fused_resnet.unfuse(model)
 
 
 def _verdict(network: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[str, float | None, str]:

@@ -8,6 +8,7 @@ All that a fused forward calls is also traced by ``torch.compile``; it is writte
 """
 
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from fused_resnet.blocks.fusion import note_last_call, plan_of, prepare_again
 from fused_resnet.blocks.layers import child
 from fused_resnet.blocks.mixin import FusedModule, stock_class
-from fused_resnet.blocks.plan import ChainPaths, Plan, UnitPaths
+from fused_resnet.blocks.plan import TENSORS, ChainPaths, Plan, UnitPaths
 from fused_resnet.blocks.prepare import PreparedChain, prepare
 from fused_resnet.blocks.refusals import NO_PLAN, why_not_input
 from fused_resnet.blocks.running_stats import update_running_stats
@@ -34,17 +35,20 @@ def fused_class(cls: Any) -> Any:
     @functools.wraps(cls.forward)  # what asks for a forward's signature gets the stock one
     def forward(self: FusedModule, *args: Any, **kwargs: Any) -> Any:
         plan = plan_of(self)
+        given: Sequence[Any] = args
+        if plan is not None and (kwargs or plan.others or len(plan.kinds) > 1):
+            plan, given = plan.serving(args, kwargs) or (plan, ())
         if plan is None:
             reason = NO_PLAN
-        elif len(args) != 1 or kwargs:
-            reason = "the last call had other arguments than one tensor"
-        elif not (reason := why_not_input(args[0], self.training)):
+        elif len(given) != len(plan.kinds):
+            reason = "the last call had other arguments than the forward was traced with"
+        elif not (reason := why_not_input(given[0], self.training, plan.kinds[0] == TENSORS)):
             chains = prepare(self, plan) if torch.compiler.is_compiling() else prepare_again(self, plan)
             if isinstance(chains, str):
                 reason = chains
-            elif serves_batch(chains, args[0]):
+            elif serves_batch(chains, given[0]):
                 note_last_call(self, "")
-                return plan.forward(self, PreparedChains(self, plan, chains), args[0])
+                return plan.forward(self, PreparedChains(self, plan, chains), *given)
             else:
                 reason = "the last call had an empty batch"
         note_last_call(self, reason)
@@ -77,7 +81,8 @@ class PreparedChains:
     def run(self, index: int, x: Tensor, shortcut: Tensor | None) -> Tensor:
         """Run one chain and update the running statistics of its batch norms."""
         chain = self.chains[index]
-        if isinstance(chain, str) or not self.serves(chain, x):
+        added = shortcut is None or isinstance(shortcut, Tensor)  # a number is stock's to add
+        if isinstance(chain, str) or not (added and self.serves(chain, x)):
             given = f"the last call gave a chain {x.dtype} of {x.dim()} dimensions"
             note_last_call(self.module, chain if isinstance(chain, str) else given)
             return run_stock(self.module, self.plan.chains[index], x, shortcut)
@@ -106,8 +111,9 @@ class PreparedChains:
         return z
 
 
-def serves_batch(chains: list[PreparedChain | str], x: Tensor) -> bool:
+def serves_batch(chains: list[PreparedChain | str], x: Tensor | Sequence[Tensor]) -> bool:
     """Whether there is a batch, or other processes that wait for this one's part of their statistics."""
+    x = x if isinstance(x, Tensor) else x[0]
     return x.numel() > 0 or any(
         isinstance(norm, nn.SyncBatchNorm) and group_name(norm) is not None
         for chain in chains

@@ -2,18 +2,22 @@
 
 import importlib
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import BuiltinFunctionType, FunctionType, ModuleType
 from typing import Any, NamedTuple
 
-from torch import nn
+from torch import Tensor, nn
 
 from fused_resnet.chain.spec import Padded
 from fused_resnet.ops.activation import Act
 
 Path = tuple[str, ...]
 Reads = tuple[tuple[tuple[str, ...], Any], ...]  # names, and what was read there, as guards.frozen copies it
+
+
+# what a forward's argument was taken for when it was traced: VALUE is anything, as nothing was asked of it
+TENSOR, TENSORS, VALUE = "a tensor", "a list of tensors", "a value"
 
 
 class UnitPaths(NamedTuple):
@@ -77,6 +81,12 @@ class Plan:
         Engine and memory: a plain tuple of what :class:`fused_resnet.chain.spec.Options` names.
     globals
         What the functions that ran read of their modules: a module's name, and a name in it.
+    left
+        Why norms among the module's children are in no chain, by name.
+    kinds, names
+        What the forward's arguments were taken for, and what they are called.
+    others
+        Plans for calls with other arguments.
     """
 
     chains: tuple[ChainPaths, ...]
@@ -85,6 +95,10 @@ class Plan:
     source: str
     options: tuple[str, str]
     globals: Reads = ()
+    left: dict[str, str] = field(default_factory=dict)
+    kinds: tuple[str, ...] = (TENSOR,)
+    names: tuple[str, ...] = ()
+    others: tuple["Plan", ...] = ()
     forward: Callable[..., Any] = field(init=False, repr=False, compare=False)
     functions: tuple[Any, ...] = field(init=False, repr=False, compare=False)  # that it calls, and their bodies
     forwards: tuple[Any, ...] = field(init=False, repr=False, compare=False)  # of the containers' classes
@@ -106,10 +120,36 @@ class Plan:
         """The paths of all modules that the chains run."""
         return [path for chain in self.chains for block in chain for path in block.modules]
 
+    def serving(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> "tuple[Plan, Sequence[Any]] | None":
+        """Return the plan for a call, and the call's arguments in order, or None."""
+        for plan in (self, *self.others):
+            named = plan.names[len(args) :]
+            if len(args) + len(kwargs) == len(plan.kinds) and all([name in kwargs for name in named]):  # noqa: C419
+                given = [*args, *[kwargs[name] for name in named]]
+                if all([_is(kind, value) for kind, value in zip(plan.kinds, given, strict=True)]):  # noqa: C419 (Dynamo)
+                    return plan, given
+        return None
+
     def __reduce__(self) -> Any:
         containers = tuple(c._replace(attributes=_without_references(c.attributes)) for c in self.containers)
         of_modules = _without_references(self.globals)
-        return _restore_plan, (self.chains, containers, self.identities, self.source, self.options, of_modules)
+        of_calls = self.left, self.kinds, self.names, self.others
+        return _restore_plan, (
+            self.chains,
+            containers,
+            self.identities,
+            self.source,
+            self.options,
+            of_modules,
+            *of_calls,
+        )
+
+
+def _is(kind: str, value: Any) -> bool:
+    """Whether an argument is what it was taken for."""
+    if kind == TENSORS:
+        return type(value) in (list, tuple) and len(value) > 0 and all([isinstance(v, Tensor) for v in value])  # noqa: C419
+    return kind == VALUE or isinstance(value, Tensor)
 
 
 REFERENCES = (FunctionType, BuiltinFunctionType, ModuleType, type)
@@ -126,14 +166,20 @@ def _with_references(reads: Reads, find: Callable[[tuple[str, ...]], Any]) -> Re
 
 
 def _restore_plan(
-    chains: Any, containers: tuple[Container, ...], identities: Any, source: str, options: Any, of_modules: Reads
+    chains: Any,
+    containers: tuple[Container, ...],
+    identities: Any,
+    source: str,
+    options: Any,
+    of_modules: Reads,
+    *of_calls: Any,
 ) -> Plan:
     def of_class(container: Container) -> Container:
         reads = _with_references(container.attributes, lambda names: getattr(container.cls, names[-1], None))
         return container._replace(attributes=reads)
 
     of_modules = _with_references(of_modules, lambda names: vars(importlib.import_module(names[0])).get(names[1]))
-    return Plan(chains, tuple(map(of_class, containers)), identities, source, options, of_modules)
+    return Plan(chains, tuple(map(of_class, containers)), identities, source, options, of_modules, *of_calls)
 
 
 def body_of(function: FunctionType) -> tuple[Any, ...]:

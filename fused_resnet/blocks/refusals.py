@@ -30,13 +30,17 @@ from fused_resnet.blocks.plan import Path
 NO_PLAN = "its forward is fused in the other mode only"
 
 
-def why_not_input(x: Any, training: bool) -> str:
-    """Return why a call with this argument cannot be fused at all; asked before anything is read from the modules."""
+def why_not_input(x: Any, training: bool, takes_list: bool = False) -> str:
+    """Return why a call with this first argument cannot be fused at all; asked before a module is read.
+
+    With ``takes_list`` it is a list of tensors.
+    """
     compiling = torch.compiler.is_compiling()
-    if not isinstance(x, Tensor) or not (compiling or type(x) is Tensor):
-        return f"the last call had a {type(x).__name__}, not a torch.Tensor"
-    if x.device.type == "meta":
-        return "the last call had a tensor without data"
+    for tensor in x if takes_list else (x,):
+        if not isinstance(tensor, Tensor) or not (compiling or type(tensor) is Tensor):
+            return f"the last call had a {type(tensor).__name__}, not a torch.Tensor"
+        if tensor.device.type == "meta":
+            return "the last call had a tensor without data"
     if not compiling and (_has_any_global_hook() or _has_function_mode()):
         return "a global module hook or a TorchFunctionMode sees every call"
     exporting = compiling and torch.compiler.is_exporting()

@@ -1,15 +1,18 @@
 """Find how the forwards of a model's modules can run with chains in them."""
 
 import contextlib
-from collections.abc import Hashable, Iterator, Sequence
-from typing import NamedTuple
+import dataclasses
+import functools
+import inspect
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from torch import nn
 
 from fused_resnet.blocks.fusion import fusion_of
 from fused_resnet.blocks.guards import why_not_as_traced
 from fused_resnet.blocks.layers import child, is_inert
-from fused_resnet.blocks.plan import Container, Path, Plan
+from fused_resnet.blocks.plan import TENSOR, TENSORS, VALUE, Container, Path, Plan
 from fused_resnet.blocks.prepare import prepare
 from fused_resnet.blocks.refusals import why_not_pool
 from fused_resnet.surgery.rewrite import write_forward
@@ -84,12 +87,31 @@ class Finder:
         return plans or str(found[True])
 
     def _plan(self, module: nn.Module, shape: Hashable, training: bool) -> Plan | str:
+        """Return the plan of a module in the mode that it is in, with those for other arguments, or why it has none."""
+        reason = ""
+        found: list[Plan] = []
+        for arguments in ways_to_call(type(module)):
+            if found and len(arguments) == len(found[-1].kinds) and TENSORS not in arguments.values():
+                continue  # one that takes any value is there
+            plan = self._plan_of_call(module, shape, training, arguments)
+            if isinstance(plan, Plan):
+                found.append(plan)
+            elif not found and len(arguments) > 1 and VALUE in arguments.values():
+                reason = plan
+            elif not found:
+                return reason or plan
+        main, *others = found
+        return dataclasses.replace(main, others=tuple(others))
+
+    def _plan_of_call(
+        self, module: nn.Module, shape: Hashable, training: bool, arguments: Mapping[str, str]
+    ) -> Plan | str:
         reason = ""
         for deep in (True, False):
             try:
                 if deep and (all(map(is_primitive, module.children())) or not self._may_be_part(module, training)):
                     continue
-                plan = self._find(module, shape, deep).plan
+                plan = self._find(module, shape, deep, arguments).plan
                 if isinstance(plan, Plan):
                     prepared = prepare(module, plan)
                     if not isinstance(prepared, str):
@@ -115,27 +137,29 @@ class Finder:
             self._parts[module, training] = part
         return self._parts[module, training]
 
-    def _find(self, module: nn.Module, shape: Hashable, deep: bool) -> _Found:
-        known = self._known.setdefault((shape, deep), [])
+    def _find(
+        self, module: nn.Module, shape: Hashable, deep: bool, arguments: Mapping[str, str] | None = None
+    ) -> _Found:
+        if arguments is None:
+            arguments = next(ways_to_call(type(module)))
+        known = self._known.setdefault((shape, deep, *arguments.items()), [])
         for found in known:
             if not any(why_not_as_traced(module, container) for container in found.containers):
                 return found
-        known.append(self._trace(module, deep))
+        known.append(self._trace(module, deep, arguments))
         return known[-1]
 
-    def _trace(self, module: nn.Module, deep: bool) -> _Found:
+    def _trace(self, module: nn.Module, deep: bool, arguments: Mapping[str, str]) -> _Found:
         """Find the chains of a forward; the reason is empty where a deep trace shows what the children's own will."""
-        traced = trace(module, deep)
-        if traced.graph is None:
-            return _Found(traced.containers, _untraceable(traced.refused), traced=False)
-        identities, matcher = drop_identities(module, traced.graph), Matcher(module, traced.graph)
+        graph, refused, containers, read_globals = trace(module, deep, (), arguments)
+        if graph is None:
+            return _Found(containers, _untraceable(refused), traced=False)
+        identities, matcher = drop_identities(module, graph), Matcher(module, graph)
         if not deep and (through := [path for path in matcher.strangers() if self._is_traceable(module, path)]):
-            further = trace(module, deep, through=through)
+            further = trace(module, deep, through, arguments)
             if further.graph is not None:
-                traced = further
-                identities, matcher = drop_identities(module, traced.graph), Matcher(module, traced.graph)
-        graph, _, containers, read_globals = traced
-        assert graph is not None
+                graph, _, containers, read_globals = further
+                identities, matcher = drop_identities(module, graph), Matcher(module, graph)
         may_be_part = matcher.knows_all()
         matches = matcher.matches()
         if self.stages:
@@ -143,17 +167,54 @@ class Finder:
         of_children = {path[0] for match in matches for block in match.paths for path in block.modules}
         if deep and (not is_whole(graph, matches) or len(of_children) == 1):
             return _Found(containers, "", may_be_part=may_be_part)
-        if not matches:
-            return _Found(containers, why_no_match(module), may_be_part=may_be_part)
         paths = tuple(match.paths for match in matches)
+        fused = {path for chain in paths for block in chain for path in block.modules}
+        norms = [name for name, inner in module.named_children() if is_norm(inner) and (name,) not in fused]
+        left = why_no_match(module, graph, norms)
+        if not matches:
+            return _Found(containers, next(iter(left.values()), NO_NORM), may_be_part=may_be_part)
         source = write_forward(graph, matches)
-        plan = Plan(paths, containers, identities, source, self.options, read_globals)
+        calls = tuple(arguments.values()), tuple(arguments)
+        plan = Plan(paths, containers, identities, source, self.options, read_globals, left, *calls)
         return _Found(containers, plan, may_be_part=may_be_part)
 
     def _is_traceable(self, module: nn.Module, path: Path) -> bool:
         """Whether the forward of a child can be gone through."""
         stranger = child(module, path)
         return self._find(stranger, _shape(stranger), deep=True).traced
+
+
+NO_NORM = "no batch norm of its own in its forward"
+
+
+def ways_to_call(cls: type[nn.Module]) -> Iterator[dict[str, str]]:
+    """Yield the arguments that a forward is traced with, by name what each is taken for.
+
+    Those that it needs come first; then with one and two that it can do without, and with a list of tensors where it
+    may take one.  What is asked whether it is None is a tensor in one of two: a value of any kind cannot be asked.
+    """
+    forward: Any = cls.forward
+    try:
+        _, *parameters = inspect.signature(forward).parameters.values()
+    except (TypeError, ValueError):
+        parameters = []
+    parameters = [p for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD]
+    names = [p.name for p in parameters] or ["x"]
+    needed = max(1, sum(p.default is p.empty for p in parameters))
+    for count in range(needed, min(needed + 2, len(names)) + 1):
+        first, *others = names[:count]
+        for kind in (VALUE, TENSOR)[: 2 if others else 1]:
+            yield {first: TENSOR, **dict.fromkeys(others, kind)}
+    if _may_take_list(forward):
+        first, *others = names[:needed]
+        yield {first: TENSORS, **dict.fromkeys(others, VALUE)}
+
+
+def _may_take_list(forward: Any) -> bool:
+    """Whether a forward says that it takes a list, asks what it was given, or hands it to what takes one."""
+    code = inspect.unwrap(forward).__code__
+    annotated = " ".join(map(str, getattr(forward, "__annotations__", {}).values())).lower()
+    return "list" in annotated or not {"isinstance", "cat", "concat"}.isdisjoint(code.co_names)
 
 
 def _untraceable(reason: str) -> str:

@@ -19,8 +19,8 @@ from fused_resnet.blocks.refusals import NO_PLAN, why_not_pool
 from fused_resnet.chain.forward import keeps_y
 from fused_resnet.chain.spec import Padded, make_chain, split_parameters
 from fused_resnet.ops.activation import Act
-from fused_resnet.surgery.finder import Finder, Place, places
-from fused_resnet.surgery.rules import is_norm, why_no_match
+from fused_resnet.surgery.finder import NO_NORM, Finder, Place, places
+from fused_resnet.surgery.rules import is_norm
 from fused_resnet.surgery.steps import Steps, trace
 
 
@@ -141,7 +141,7 @@ def report_on(
                 rows.append(Row(shown, None, "", f"not fused: {_describe(paths)} can be"))
         fused = set(plan.modules)
         rows += [
-            Row(".".join(filter(None, (name, child_name))), None, "", why_no_match(module))
+            Row(".".join(filter(None, (name, child_name))), None, "", plan.left.get(child_name, NO_NORM))
             for child_name, inner in module.named_children()
             if is_norm(inner) and (child_name,) not in fused
         ]

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
@@ -47,12 +48,18 @@ def is_norm(module: nn.Module | None) -> bool:
     return isinstance(module, NORMS) or (module is not None and is_frozen_norm(module))
 
 
-def why_no_match(module: nn.Module) -> str:
-    """Return why a norm of a module is in no chain."""
-    for name, inner in module.named_children():
-        if is_norm(inner) and not is_batch_norm(inner):
-            return f"{name} is a {type(inner).__name__}, not a BatchNorm2d"
-    return "no conv → batch norm → activation with single consumers in its forward"
+def why_no_match(module: nn.Module, graph: fx.Graph, norms: Sequence[str]) -> dict[str, str]:
+    """Return why children that are norms are in no chain, by name, as far as the graph of a forward shows it."""
+    matcher = Matcher(module, graph)
+    calls = {str(node.target): node for node in graph.nodes if node.op == "call_module"}
+    reasons = {}
+    for name in norms:
+        norm = child(module, tuple(name.split(".")))
+        if not is_batch_norm(norm):
+            reasons[name] = f"{name} is a {type(norm).__name__}, not a batch norm"
+        elif name in calls:
+            reasons[name] = f"{name} {matcher.why_alone(calls[name])}"
+    return reasons
 
 
 class _Unit(NamedTuple):
@@ -124,6 +131,25 @@ class Matcher:
         if called is None or is_primitive(called) or fusion_of(called) is not None:
             return False
         return not any(map(is_norm, called.modules()))
+
+    def why_alone(self, norm: fx.Node) -> str:
+        """Say what keeps a batch norm out of a chain: what is in front of it, and what is behind."""
+        if norm.target in self.shared:
+            return "is called more than once"
+        called = _called(self.root, norm)
+        if called is None or (reason := _why_not_norm_act(called)):
+            return "has more than one argument" if called is None else f"is a {type(called).__name__}; {reason}"
+        source, behind = _operand(norm), self._consumer(norm)
+        front = f"follows {self._words(source)}" + (", which others read, too" if len(source.users) > 1 else "")
+        if len(norm.users) > 1:
+            return f"{front}, and several read what it gives"
+        return f"{front}, and {'nothing' if behind is None else self._words(behind)} follows it"
+
+    def _words(self, node: fx.Node) -> str:
+        """Name what a node does: a module's class, a function, or the forward's input."""
+        if node.op == "call_module":
+            return f"a {type(child(self.root, _path(node))).__name__}"
+        return "the input" if node.op == "placeholder" else target_name(node) or node.op
 
     def knows_all(self) -> bool:
         """Whether a chain can hold every node of the graph, but for children that a trace may yet go into."""
@@ -215,11 +241,11 @@ class Matcher:
         return UnitPaths(
             None if unit.conv is None else _path(unit.conv),
             _path(unit.norm),
-            (*_path(unit.norm), "act") if unit.act is unit.norm else unit.act and self._act_path(unit.act),
+            (*_path(unit.norm), "act") if unit.act is unit.norm else self._act_path(unit.act),
         )
 
-    def _act_path(self, node: fx.Node) -> Path | Act | None:
-        return _path(node) if node.op == "call_module" else self._act(node)
+    def _act_path(self, node: fx.Node | None) -> Path | Act | None:
+        return None if node is None else _path(node) if node.op == "call_module" else self._act(node)
 
     def _consumer(self, node: fx.Node) -> fx.Node | None:
         """Return the only consumer of a node's value, or None."""
@@ -256,7 +282,8 @@ class Matcher:
 
     def _writes_to(self, operand: fx.Node, node: fx.Node | None) -> bool:
         """Whether a node puts its result into an operand, where others may see it."""
-        return node is not None and _changes_in_place(self.root, node) and node.args[0] is operand
+        writes = node is not None and _changes_in_place(self.root, node) and node.args[0] is operand
+        return writes and not (len(operand.users) == 1 and _is_fresh(operand))
 
     def _is_changed_before(self, end: fx.Node, x: fx.Node, nodes: list[fx.Node]) -> bool:
         """Whether anything else changes ``x`` in place before the chain, which runs at its end, reads it."""
@@ -324,6 +351,11 @@ def _strides(node: fx.Node) -> Pair | None:
     return (steps[0], steps[1]) if len(steps) == 2 and all(isinstance(step, int) for step in steps) else None
 
 
+def _is_fresh(node: fx.Node) -> bool:
+    """Whether a node gives a tensor of its own, which nobody else holds: the sum of two others."""
+    return node.op == "call_function" and node.target in (operator.add, torch.add)
+
+
 def _changes_in_place(root: nn.Module, node: fx.Node) -> bool:
     if node.op == "call_module":
         return bool(getattr(child(root, _path(node)), "inplace", False))
@@ -331,7 +363,7 @@ def _changes_in_place(root: nn.Module, node: fx.Node) -> bool:
     return name.endswith("_") or node.target in IN_PLACE or bool(node.kwargs.get("inplace"))
 
 
-def _has_act(norm: nn.Module | None) -> bool:
+def _has_act(norm: Any) -> bool:
     """Whether a norm of timm's applies an activation, too."""
     return norm is not None and is_norm_act(norm) and not is_inert(norm.act)
 

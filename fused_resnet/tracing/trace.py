@@ -2,7 +2,8 @@
 
 import threading
 from collections import OrderedDict
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from torch import fx, nn
@@ -11,7 +12,7 @@ from fused_resnet.blocks.fusion import fusion_of
 from fused_resnet.blocks.guards import kind
 from fused_resnet.blocks.layers import is_frozen_norm, layer_class
 from fused_resnet.blocks.mixin import own_class
-from fused_resnet.blocks.plan import Container, Path, Reads
+from fused_resnet.blocks.plan import TENSOR, VALUE, Container, Path, Reads
 from fused_resnet.system import generators
 from fused_resnet.tracing.ledger import Unprovable, contents, refill
 from fused_resnet.tracing.values import Value, is_tensor, python_asks, written_text
@@ -37,7 +38,7 @@ def is_primitive(module: nn.Module) -> bool:
 
 
 class _Tracer(fx.Tracer):
-    """Trace ``forward(x)``; every other argument keeps its default.
+    """Trace a forward with ``arguments``, by name what each is taken for; every other keeps its default.
 
     ``deep`` goes through the module's own children down to torch's layers; otherwise every child is a leaf, but for
     those whose paths are in ``through``.
@@ -46,8 +47,9 @@ class _Tracer(fx.Tracer):
     # a forward that writes into a buffer does so at every call, and never while it is traced
     proxy_buffer_attributes = True
 
-    def __init__(self, deep: bool, through: Collection[Path], watch: Watch):
+    def __init__(self, deep: bool, through: Collection[Path], arguments: Mapping[str, str], watch: Watch):
         super().__init__()
+        self.arguments = arguments
         self.deep = deep
         self.through = {".".join(path) for path in through}
         self.watch = watch
@@ -77,7 +79,10 @@ class _Tracer(fx.Tracer):
             with self.watch, python_asks(self.watch, self.root):
                 return root_fn(*args)
 
-        return forward, [self.root, self.create_proxy("placeholder", "x", (), {})]
+        given = [self.create_proxy("placeholder", name, (), {}) for name in self.arguments]
+        for proxy, kind in zip(given, self.arguments.values(), strict=True):
+            proxy.node.meta["kind"] = kind
+        return forward, [self.root, *given]
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         enters = self.deep or any(f"{module_qualified_name}.".startswith(f"{name}.") for name in self.through)
@@ -90,17 +95,22 @@ class _Tracer(fx.Tracer):
 _TURN = threading.RLock()
 
 
-def trace(module: nn.Module, deep: bool, through: Collection[Path] = ()) -> Traced:
+def trace(
+    module: nn.Module,
+    deep: bool,
+    through: Collection[Path] = (),
+    arguments: Mapping[str, str] = MappingProxyType({"x": TENSOR}),
+) -> Traced:
     """Trace a module's forward in the mode that it is in; one at a time, as a trace patches Python and torch.
 
     ``deep`` goes through the module's own children down to torch's layers; otherwise every child is a leaf, but for
-    those whose paths are in ``through``.
+    those whose paths are in ``through``.  ``arguments`` are those given, in order, and what each is taken for.
     """
     modules = [m for m in module.modules() if not is_primitive(m)]
     before = [_state(m) for m in modules]
     random_before = generators.state()
     watch = Watch()
-    tracer = _Tracer(deep, through, watch)
+    tracer = _Tracer(deep, through, arguments, watch)
     graph, refused = None, ""
     try:
         with _TURN:
@@ -114,7 +124,7 @@ def trace(module: nn.Module, deep: bool, through: Collection[Path] = ()) -> Trac
     changed = watch.restore()
     changed += [f"self.{name}" for m, state in zip(modules, before, strict=True) for name in _restore(m, state)]
     called = [node for node in graph.nodes if node.op == "call_module"] if graph is not None else []
-    may_be_none = not all(is_tensor(module, node) for node in called)
+    may_be_none = VALUE in arguments.values() or not all(is_tensor(module, node) for node in called)
     refused = (
         refused
         or watch.refused

@@ -17,6 +17,7 @@ from torch import fx, nn
 from torch.fx.proxy import Attribute
 
 from fused_resnet.blocks.layers import is_batch_norm, layer_class
+from fused_resnet.blocks.plan import TENSOR, TENSORS
 from fused_resnet.tracing.watch import Watch
 
 IN_PLACE = (operator.iadd, operator.isub, operator.imul, operator.itruediv)
@@ -88,7 +89,7 @@ def target_name(node: fx.Node) -> str:
 def is_tensor(root: nn.Module, node: fx.Node) -> bool:
     """Whether a node of a trace is known to give a tensor, whatever the children do that it did not go into."""
     if node.op == "placeholder":
-        return True
+        return bool(node.meta["kind"] == TENSOR)
     if node.op == "call_module":
         module = root.get_submodule(str(node.target))
         own = layer_class(module).__module__.startswith("torch.nn.modules") and not isinstance(module, NO_TENSOR)
@@ -121,8 +122,11 @@ def python_asks(watch: Watch, root: nn.Module) -> Iterator[None]:
             watch.ask_class(value)
         if not before[0](value, fx.Proxy):
             return before[0](value, classes)
-        if watch.sees(frame) and not is_tensor(root, value.node):
-            watch.refuse_value(frame, "asks for the class of a value")
+        if watch.sees(frame):
+            if value.node.meta.get("kind") == TENSORS:
+                return before[0]([], classes)
+            if not is_tensor(root, value.node):
+                watch.refuse_value(frame, "asks for the class of a value")
         return before[0](value, classes) or (type(value) is Value and before[0](_A_TENSOR, classes))
 
     def is_callable(value: Any) -> bool:
