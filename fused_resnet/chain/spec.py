@@ -85,15 +85,17 @@ class Padded(NamedTuple):
 
 def strided(x: Tensor, strides: Sizes) -> Tensor:
     """Return a view of every so manyth pixel."""
-    return (
-        x if all(n == 1 for n in strides) else x[(slice(None), slice(None), *(slice(None, None, n) for n in strides))]
-    )
+    if all(n == 1 for n in strides):
+        return x
+    index = (..., *(slice(None, None, n) for n in strides))
+    return x[index]
 
 
 def convolve(conv: Conv, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """Return the convolution of ``x``, whose dtype the parameters have."""
     stride, padding, dilation, groups, _ = conv
-    return _CONVOLUTIONS[x.dim()](x, weight, bias, stride, padding, dilation, groups)
+    y: Tensor = _CONVOLUTIONS[x.dim()](x, weight, bias, stride, padding, dilation, groups)
+    return y
 
 
 _CONVOLUTIONS: dict[int, Any] = {3: torch.conv1d, 4: torch.conv2d, 5: torch.conv3d}

@@ -8,6 +8,7 @@ from collections.abc import Hashable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from torch import nn
+from torch.nn.modules.dropout import _DropoutNd
 
 from fused_resnet.blocks.fusion import fusion_of
 from fused_resnet.blocks.guards import why_not_as_traced
@@ -77,11 +78,11 @@ class Finder:
             return "it has a forward of its own"
         if type(module).forward is nn.Module.forward:
             return "it has no forward"
-        containers = [m for m in module.modules() if not is_primitive(m)]
+        with_modes = [m for m in module.modules() if not is_primitive(m) or isinstance(m, _DropoutNd)]
         shape = _shape(module)
         found: dict[bool, Plan | str] = {}
         for training in (True, False):
-            with _in_mode(containers, training):
+            with _in_mode(with_modes, training):
                 found[training] = self._plan(module, shape, training)
         plans = {training: plan for training, plan in found.items() if isinstance(plan, Plan)}
         return plans or str(found[True])
@@ -151,15 +152,14 @@ class Finder:
 
     def _trace(self, module: nn.Module, deep: bool, arguments: Mapping[str, str]) -> _Found:
         """Find the chains of a forward; the reason is empty where a deep trace shows what the children's own will."""
-        graph, refused, containers, read_globals = trace(module, deep, (), arguments)
-        if graph is None:
-            return _Found(containers, _untraceable(refused), traced=False)
-        identities, matcher = drop_identities(module, graph), Matcher(module, graph)
-        if not deep and (through := [path for path in matcher.strangers() if self._is_traceable(module, path)]):
-            further = trace(module, deep, through, arguments)
-            if further.graph is not None:
-                graph, _, containers, read_globals = further
-                identities, matcher = drop_identities(module, graph), Matcher(module, graph)
+        traced = trace(module, deep, (), arguments)
+        if traced.graph is None:
+            return _Found(traced.containers, _untraceable(traced.refused), traced=False)
+        graph, identities = traced.graph, drop_identities(module, traced.graph)
+        through = [] if deep else [p for p in Matcher(module, graph).strangers() if self._is_traceable(module, p)]
+        if through and (further := trace(module, deep, through, arguments)).graph is not None:
+            traced, graph, identities = further, further.graph, drop_identities(module, further.graph)
+        containers, matcher = traced.containers, Matcher(module, graph)
         may_be_part = matcher.knows_all()
         matches = matcher.matches()
         if self.stages:
@@ -175,7 +175,7 @@ class Finder:
             return _Found(containers, next(iter(left.values()), NO_NORM), may_be_part=may_be_part)
         source = write_forward(graph, matches)
         calls = tuple(arguments.values()), tuple(arguments)
-        plan = Plan(paths, containers, identities, source, self.options, read_globals, left, *calls)
+        plan = Plan(paths, containers, identities, source, self.options, traced.globals, left, *calls)
         return _Found(containers, plan, may_be_part=may_be_part)
 
     def _is_traceable(self, module: nn.Module, path: Path) -> bool:

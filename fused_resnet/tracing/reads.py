@@ -13,6 +13,7 @@ from torch import nn
 from fused_resnet.blocks.guards import ABSENT, IMMUTABLE, TENSOR, frozen
 from fused_resnet.tracing.code import Code
 from fused_resnet.tracing.ledger import Ledger
+from fused_resnet.tracing.trust import looks_up_like_transformers
 
 BUILTINS = frozenset((
     "isinstance", "issubclass", "len", "range", "zip", "enumerate", "list", "tuple", "dict", "set", "reversed", "int",
@@ -134,15 +135,11 @@ def _is_plain(value: Any, name: str) -> bool:
         return False
     cls = type(value)
     own_access = [c for c in cls.__mro__[:-1] if "__getattribute__" in vars(c) or "__getattr__" in vars(c)]
-    if own_access and not (all(map(is_of_transformers, own_access)) and name in vars(value)):
+    known = all(looks_up_like_transformers("__getattribute__", c.__module__) for c in own_access)
+    if own_access and not (known and name in vars(value)):
         return False
     held = getattr(cls, name, None)
     return hasattr(value, name) and not callable(held) and not isinstance(held, property)
-
-
-def is_of_transformers(cls: type) -> bool:
-    """Whether a class is Hugging Face's own: its configurations look up other names for what they hold, and no more."""
-    return cls.__module__.startswith("transformers.")
 
 
 def _get(module: nn.Module, name: str) -> Any:

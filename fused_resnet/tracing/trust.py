@@ -24,11 +24,18 @@ MODES = (
 )
 
 
+def looks_up_like_transformers(name: str, module: str) -> bool:
+    """Whether a function is the look-up of Hugging Face's configurations: of other names for what they hold."""
+    return name in ("__getattribute__", "__getattr__") and module.startswith("transformers.")
+
+
 def is_trusted(frame: FrameType) -> bool:
     """Whether a function is torch's own, but for the modes, or the tracer's, or runs on behalf of these."""
     if str(frame.f_globals.get("__name__")).startswith("namedtuple_"):  # which collections has generated
         return True
     if frame.f_code.co_filename.startswith("<frozen"):  # Python's own collections
+        return True
+    if looks_up_like_transformers(frame.f_code.co_name, str(frame.f_globals.get("__name__"))):
         return True
     file = frame.f_code.co_filename
     while file.startswith(PYTHON) and "site-packages" not in file and frame.f_back is not None:
