@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from fused_resnet.blocks.guards import why_not_read, why_not_world
-from fused_resnet.blocks.layers import child, is_frozen_norm
+from fused_resnet.blocks.frozen import is_frozen_norm
+from fused_resnet.blocks.layers import child
 from fused_resnet.blocks.plan import Plan
 from fused_resnet.blocks.prepare import PreparedChain, prepare
 from fused_resnet.blocks.snapshot import Snapshot
@@ -59,6 +60,7 @@ class Kept(NamedTuple):
     module: nn.Module
     plan: Plan
     snapshot: Snapshot
+    forwards: dict[type, Any]  # of the layers' classes that are not torch's own
     chains: list[PreparedChain | str]
 
     def serve(self, module: nn.Module, plan: Plan) -> bool:
@@ -68,6 +70,7 @@ class Kept(NamedTuple):
             and self.plan is plan
             and self.snapshot.holds()
             and not why_not_world(plan)
+            and all([cls.forward is forward for cls, forward in self.forwards.items()])  # noqa: C419 (half the time)
             and not any(why_not_read(module, container) for container in plan.containers)
         )
 
@@ -91,4 +94,5 @@ def _keep(module: nn.Module, plan: Plan, chains: list[PreparedChain | str]) -> K
     if any(isinstance(value, (list, Tensor)) for layer in layers for value in vars(layer).values()):
         return None
     inside = {path[:n] for path in (*paths, *(c.path for c in plan.containers)) for n in range(len(path) + 1)}
-    return Kept(module, plan, Snapshot.of(child(module, path) for path in inside), chains)
+    forwards: dict[type, Any] = {type(m): type(m).forward for m in layers if not type(m).__module__.startswith("torch.")}
+    return Kept(module, plan, Snapshot.of(child(module, path) for path in inside), forwards, chains)

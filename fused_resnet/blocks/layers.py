@@ -8,13 +8,13 @@ import torch.nn.functional as F
 from torch import nn
 
 from fused_resnet.blocks.activations import MODULES as ACTIVATIONS
+from fused_resnet.blocks.frozen import is_frozen_norm
 from fused_resnet.blocks.plan import Path
 
 CONVOLUTIONS: dict[type, int] = {nn.Conv1d: 1, nn.Conv2d: 2, nn.Conv3d: 3}  # and their spatial dimensions
 BATCH_NORMS: dict[type, int | None] = {nn.BatchNorm1d: 1, nn.BatchNorm2d: 2, nn.BatchNorm3d: 3, nn.SyncBatchNorm: None}
 # timm's, a norm and its activation under one name: a batch norm, the synchronised and the frozen one
 NORM_ACTS = ("BatchNormAct2d", "SyncBatchNormAct", "FrozenBatchNormAct2d")
-FROZEN_NORMS = ("FrozenBatchNorm2d", "FrozenBatchNormAct2d")
 
 
 def child(module: nn.Module, path: Path) -> Any:
@@ -63,11 +63,6 @@ def padding_of(conv: Any, dims: int) -> tuple[int, ...] | None:
         return sizes(conv.padding, dims)
     both = [d * (n - 1) for n, d in zip(sizes(conv.kernel_size, dims), sizes(conv.dilation, dims), strict=True)]
     return None if any(n % 2 for n in both) else tuple([n // 2 for n in both])
-
-
-def is_frozen_norm(norm: nn.Module) -> bool:
-    """Whether a module is torchvision's frozen batch norm, or timm's, recognised without importing either."""
-    return type(norm).__name__ in FROZEN_NORMS
 
 
 def is_norm_act(norm: nn.Module) -> bool:
@@ -151,7 +146,7 @@ def _sequences_and_volumes_are_stock() -> bool:
 
 
 def _is_called_as_stock() -> bool:
-    return all([cls.__call__ is _CALL for cls in _CALLED])  # a list: a third of a generator's time
+    return all([cls.__call__ is _CALL for cls in _CALLED])  # noqa: C419 (half the time)
 
 
 _CALLED = (*CONVOLUTIONS, *BATCH_NORMS, *ACTIVATIONS)

@@ -5,11 +5,11 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from fused_resnet.blocks.activations import act_of_module
+from fused_resnet.blocks.frozen import frozen_eps, is_frozen_norm
 from fused_resnet.blocks.guards import why_not_as_traced, why_not_world
 from fused_resnet.blocks.layers import (
     CONVOLUTIONS,
     child,
-    is_frozen_norm,
     is_norm_act,
     layer_class,
     norm_dims,
@@ -120,7 +120,9 @@ def _read_unit(module: nn.Module, unit: UnitPaths, prepared: PreparedChain) -> S
     if reason := _read_parameters(norm, unit.norm, prepared):
         return reason
     prepared.dims.extend(norm_dims(norm))
-    batch_stats = not is_frozen_norm(norm) and (norm.training or norm.running_mean is None)
+    frozen = is_frozen_norm(norm)
+    eps = frozen_eps(norm) if frozen else float(norm.eps)
+    batch_stats = not frozen and (norm.training or norm.running_mean is None)
     prepared.norms.append(norm if batch_stats else None)
     if not batch_stats:
         prepared.running.extend([norm.running_mean, norm.running_var])
@@ -129,7 +131,7 @@ def _read_unit(module: nn.Module, unit: UnitPaths, prepared: PreparedChain) -> S
         return act
     affine = (norm.weight is not None, norm.bias is not None)
     group = group_name(norm) if isinstance(norm, nn.SyncBatchNorm) else None
-    return conv_signature, *affine, batch_stats, group, float(norm.eps).hex(), act_signature(act)
+    return conv_signature, *affine, batch_stats, group, eps.hex(), act_signature(act)
 
 
 def _read_act(module: nn.Module, unit: UnitPaths) -> Act | str:

@@ -19,7 +19,6 @@ from fused_resnet.blocks.layers import (
     CONVOLUTIONS,
     child,
     is_batch_norm,
-    is_frozen_norm,
     is_inert,
     layer_class,
     padding_of,
@@ -86,8 +85,6 @@ def why_not_conv(conv: Any, path: Path) -> str | None:
 
 def why_not_norm(norm: Any, path: Path) -> str | None:
     """Return why the kernels do not know a norm, or None."""
-    if is_frozen_norm(norm):
-        return None if hasattr(norm, "eps") else f"{'.'.join(path)} has no eps"
     return None if is_batch_norm(norm) else why_not_type(norm, nn.BatchNorm2d, path)
 
 

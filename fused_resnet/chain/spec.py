@@ -87,7 +87,7 @@ def strided(x: Tensor, strides: Sizes) -> Tensor:
     """Return a view of every so manyth pixel."""
     if all(n == 1 for n in strides):
         return x
-    index = (..., *(slice(None, None, n) for n in strides))
+    index: Any = (..., *(slice(None, None, n) for n in strides))
     return x[index]
 
 

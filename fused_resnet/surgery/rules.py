@@ -15,12 +15,12 @@ from torch import fx, nn
 
 from fused_resnet.blocks.activations import MODULES as ACTIVATIONS
 from fused_resnet.blocks.activations import act_of_call, act_of_module
+from fused_resnet.blocks.frozen import is_frozen_norm
 from fused_resnet.blocks.fusion import fusion_of
 from fused_resnet.blocks.layers import (
     CONVOLUTIONS,
     child,
     is_batch_norm,
-    is_frozen_norm,
     is_inert,
     is_norm_act,
     layer_class,

@@ -10,7 +10,8 @@ from torch import fx, nn
 
 from fused_resnet.blocks.fusion import fusion_of
 from fused_resnet.blocks.guards import kind
-from fused_resnet.blocks.layers import is_frozen_norm, layer_class
+from fused_resnet.blocks.frozen import is_frozen_norm
+from fused_resnet.blocks.layers import layer_class
 from fused_resnet.blocks.mixin import own_class
 from fused_resnet.blocks.plan import TENSOR, VALUE, Container, Path, Reads
 from fused_resnet.system import generators
