@@ -8,7 +8,7 @@ void engine::batch_norm_act(const ChannelArguments&, const BatchNormAct& op) {
   // in place every line written is in the caches
   const bool stream = op.z != op.x && layout.streams({op.z});
   const cpu::BatchNormAct pass = {layout.activation,  op.x, affine[0], affine[1], op.residual, residual_affine[0],
-                                  residual_affine[1], op.z, op.relu,   stream};
+                                  residual_affine[1], op.z, op.act,    stream};
   const bool has_part = op.residual != nullptr && op.residual_part.count < op.image.channels;
   cpu::parallel_for_rows(layout.activation, [&](cpu::Range rows) {
     if (!has_part) return cpu::kernels().batch_norm_act(pass, rows);

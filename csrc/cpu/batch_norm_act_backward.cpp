@@ -8,10 +8,11 @@ namespace {
 
 // The mask of both passes.
 cpu::MaskedGradient masked_gradient(const MaskedGradient& gradient, const cpu::ChannelRows& affine) {
-  const cpu::Mask mask = !gradient.relu          ? cpu::Mask::kNone
-                         : gradient.z != nullptr ? cpu::Mask::kOutput
-                                                 : cpu::Mask::kPreactivation;
-  return {gradient.grad, mask, gradient.z, affine[0], affine[1]};
+  const cpu::Mask mask = gradient.act.kind == ActKind::kNone   ? cpu::Mask::kNone
+                         : gradient.act.kind != ActKind::kRelu ? cpu::Mask::kActivation
+                         : gradient.z != nullptr               ? cpu::Mask::kOutput
+                                                               : cpu::Mask::kPreactivation;
+  return {gradient.grad, mask, gradient.z, affine[0], affine[1], gradient.act};
 }
 
 }  // namespace
@@ -70,7 +71,6 @@ void engine::batch_norm_act_backward(const ChannelArguments&, const BatchNormAct
       {other[0], other[1], other[2], other[3]},
       op.residual_dx,
       op.z,
-      op.gradient.relu,
       stream,
   };
   cpu::parallel_for_rows(layout.activation, [&](cpu::Range rows) {

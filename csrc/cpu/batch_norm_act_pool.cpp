@@ -1,4 +1,4 @@
-// Batch norm, ReLU and max pool in one pass, and the pool's backward, which the CUDA engine leaves to Triton.
+// Batch norm, activation and max pool in one pass, and the pool's backward, which the CUDA engine leaves to Triton.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
@@ -51,8 +51,9 @@ PoolShape pool_shape(const Arguments& arguments, const Sizes& size, const Sizes&
   return shape;
 }
 
-std::tuple<Tensor, Tensor> batch_norm_act_pool(const Tensor& x, const Tensor& affine, bool relu,
-                                               const Sizes& kernel_size, const Sizes& stride, const Sizes& padding) {
+std::tuple<Tensor, Tensor> batch_norm_act_pool(const Tensor& x, const Tensor& affine, int64_t act, double alpha,
+                                               double beta, const Sizes& kernel_size, const Sizes& stride,
+                                               const Sizes& padding) {
   const Arguments arguments("batch_norm_act_pool", "x", x);
   arguments.check_channels("affine", affine, 2);
   check_window(arguments, kernel_size, stride, padding);
@@ -70,7 +71,7 @@ std::tuple<Tensor, Tensor> batch_norm_act_pool(const Tensor& x, const Tensor& af
       scale + arguments.channels() * size,
       z.mutable_data_ptr(),
       static_cast<uint8_t*>(index.mutable_data_ptr()),
-      relu,
+      arguments.act(act, alpha, beta),
   };
   const int64_t pitch = shape.width * shape.channels;
   const int64_t grain = std::max<int64_t>(1, kGrainElements / std::max<int64_t>(1, pitch * shape.stride[0]));

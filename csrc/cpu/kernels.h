@@ -68,19 +68,21 @@ struct BatchNormAct {
   const void* residual_scale;  // or null
   const void* residual_shift;
   void* z;
-  bool relu;
+  Act act;
   bool stream;  // store past the caches
 };
 
-// How the gradient is masked: G = grad, or 0 where not (value <= 0) fails for the value named.
-enum class Mask { kNone, kPreactivation, kOutput };
+// How the gradient is masked: G = grad, or for a ReLU 0 where the value named is <= 0, or grad·act'(v) for any other
+// activation, with v = z or, where that is null, scale·x + shift.
+enum class Mask { kNone, kPreactivation, kOutput, kActivation };
 
 struct MaskedGradient {
   const void* grad;
   Mask mask;
-  const void* z;      // for kOutput
-  const void* scale;  // for kPreactivation: the sign of scale·x + shift
+  const void* z;      // for kOutput and kActivation
+  const void* scale;  // for kPreactivation and kActivation: scale·x + shift
   const void* shift;
+  Act act;
 };
 
 // ΣG, ΣG·(x - mean), and ΣG·(residual - residual_mean) of every channel of a tile.  Bytes: 2s an element, and s for
@@ -110,7 +112,6 @@ struct BatchNormActBackward {
   const void* residual_coefficients[4];
   void* residual_dx;
   void* z;      // act(a·x + b) by the gradient's scale and shift is written here, or null
-  bool relu;    // whether act is that
   bool stream;  // store past the caches, but for a dx that is grad: every line written is in them
 };
 
@@ -154,7 +155,7 @@ struct BatchNormActPool {
   const void* shift;
   void* z;
   uint8_t* index;
-  bool relu;
+  Act act;
 };
 
 // dx = Σ grad over the windows whose maximum the element is.  Bytes: s an input element, s + 1 an output element.

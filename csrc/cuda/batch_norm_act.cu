@@ -1,3 +1,4 @@
+#include "activation.cuh"
 #include "beside.cuh"
 
 namespace fused_resnet::cuda {
@@ -5,15 +6,15 @@ namespace {
 
 // Rows that a thread reads at a time.
 constexpr int kActRows = 4;
-constexpr int kActOfTwoRows = 2;  // two activations, or one and a part
+constexpr int kActOfTwoRows = 2;  // two activations, or one and a part; or what is computed is more than a ReLU
 
 // z = act(a·x + b + R), with R = 0, residual, or a_r·residual + b_r.
 // z may be x: a thread reads an element before it writes it, and nobody else does either.
 // Bytes: 2s an element, s for each of the residual.
-template <typename T, int kVector, Beside kBeside>
+template <typename T, int kVector, Beside kBeside, bool kSimple>
 __global__ void __launch_bounds__(kActOccupancy.threads, kActOccupancy.blocks) act_kernel(Plan plan, BatchNormAct op) {
   constexpr bool kTwo = kBeside == Beside::kNormed;
-  constexpr int kRows = kBeside == Beside::kWhole ? kActRows : kActOfTwoRows;
+  constexpr int kRows = kBeside == Beside::kWhole && kSimple ? kActRows : kActOfTwoRows;
   const Position<kVector> position(plan, Walk::kDown);
   PartPosition<kVector> part(position, plan, op.residual_part);
   const T* residual = static_cast<const T*>(op.residual);
@@ -47,7 +48,7 @@ __global__ void __launch_bounds__(kActOccupancy.threads, kActOccupancy.blocks) a
 #pragma unroll
         for (int v = 0; v < kVector; ++v) z[v] += kTwo ? fmaf(residual_scale[v], r[v], residual_shift[v]) : r[v];
       }
-      apply_act(op.relu, z);
+      apply_act<kSimple>(op.act, z);
       if (batch.inside[i]) Packed<T, kVector>::pack(z).store(static_cast<T*>(op.z) + batch.offset[i]);
     }
   });
@@ -60,8 +61,10 @@ cudaError_t batch_norm_act(const Launch& launch, const BatchNormAct& op) {
                              op.residual_part);
   return visit_elements(op.image.dtype, plan.vector, [&](auto element, auto vector) {
     return visit_beside(op.residual_affine != nullptr, op.residual_part, plan.channels, [&](auto beside) {
-      return launch_kernel(act_kernel<decltype(element), vector.value, beside.value>, plan.blocks(),
-                           kActOccupancy.threads, launch.stream, plan, op);
+      return visit_bool(is_simple(op.act), [&](auto simple) {
+        return launch_kernel(act_kernel<decltype(element), vector.value, beside.value, simple.value>, plan.blocks(),
+                             kActOccupancy.threads, launch.stream, plan, op);
+      });
     });
   });
 }

@@ -1,4 +1,5 @@
 #include "beside.cuh"
+#include "gradient.cuh"
 #include "reduction.cuh"
 
 namespace fused_resnet::cuda {
@@ -7,20 +8,19 @@ namespace {
 // Rows that a thread reads at a time.
 constexpr int kReduceRows = 4;
 constexpr int kReduceOfTwoRows = 2;
-constexpr int kBackwardRows = 4;
-constexpr int kBackwardOfTwoRows = 2;
+constexpr int kBackwardRows = 4;  // half as many of two branches, and where what is computed is more than a ReLU's
 
 // ΣG, ΣG·(x − mean), and ΣG·(residual − residual_mean), of every channel over the rows of a part.
 // Bytes: 2s an element, s for each of z and residual.
-template <typename T, int kVector, Sign kSign, bool kTwo>
+template <typename T, int kVector, Mask kMask, bool kTwo>
 __global__ void __launch_bounds__(kReductionOccupancy.threads, kReductionOccupancy.blocks)
     reduce_kernel(Reduction<BatchNormActReduce, float> reduction) {
   const Plan& plan = reduction.plan;
   const BatchNormActReduce& op = reduction.op;
-  constexpr int kRows = kTwo ? kReduceOfTwoRows : kReduceRows;
+  constexpr int kRows = kTwo || kIsAct<kMask> ? kReduceOfTwoRows : kReduceRows;
   __shared__ float shared[kReductionOccupancy.threads * kVector];
   const Position<kVector> position(plan, Walk::kUp);
-  Gradient<T, kVector, kRows, kSign> gradient(op.gradient, position, plan.channels);
+  Gradient<T, kVector, kRows, kMask> gradient(op.gradient, position, plan.channels);
   float mean[kVector], residual_mean[kVector];
   load_channels(floats(op.mean) + position.channel, mean);
   if constexpr (kTwo) load_channels(floats(op.residual_mean) + position.channel, residual_mean);
@@ -92,21 +92,22 @@ struct InputGradient {
 // dx = a·((G − g0) − k·(x − mean)), or a·G; the same of a second branch, or G itself, or z = act(a·x + b), as a second
 // output.  dx may be grad, as z may be x above.
 // Bytes: 3s an element, s for each of gradient.z, masked and z, 2s for a residual; 1s less where x is not needed.
-template <typename T, int kVector, Sign kSign, Beside kBeside>
+template <typename T, int kVector, Mask kMask, Beside kBeside>
 __global__ void __launch_bounds__(kBackwardOccupancy.threads, kBackwardOccupancy.blocks)
     backward_kernel(Plan plan, BatchNormActBackward op) {
   constexpr bool kTwo = kBeside == Beside::kNormed;
-  constexpr int kRows = kTwo ? kBackwardOfTwoRows : kBackwardRows;
+  constexpr int kRows = kBackwardRows / (kTwo ? 2 : 1) / (kIsAct<kMask> ? 2 : 1);
   const Position<kVector> position(plan, Walk::kDown);
-  Gradient<T, kVector, kRows, kSign> gradient(op.gradient, position, plan.channels);
+  Gradient<T, kVector, kRows, kMask> gradient(op.gradient, position, plan.channels);
   const InputGradient<kVector> input_gradient(op.coefficients, position.channel, plan.channels);
   const InputGradient<kVector> residual_gradient(kTwo ? op.residual_coefficients : op.coefficients, position.channel,
                                                  plan.channels);
   PartPosition<kVector> part(position, plan, op.masked_part);
   // where z is written there may be no ReLU; elsewhere the sign of a preactivation is that of one
-  constexpr bool kMayWriteZ = kSign == Sign::kOfPreactivation && kBeside == Beside::kWhole;
-  const bool writes_z = kMayWriteZ && op.z != nullptr, relu = !kMayWriteZ || op.gradient.relu;
-  const bool reads_x = kSign == Sign::kOfPreactivation || op.coefficients.batch_stats;
+  constexpr bool kMayWriteZ = kOfPreactivation<kMask> && kBeside == Beside::kWhole;
+  const bool writes_z = kMayWriteZ && op.z != nullptr;
+  const bool relu = !kMayWriteZ || op.gradient.act.kind != ActKind::kNone;
+  const bool reads_x = kOfPreactivation<kMask> || op.coefficients.batch_stats;
   for_batches<kRows>(position, [&](const Batch<kRows>& batch) {
     Packed<T, kVector> xs[kRows] = {}, residuals[kRows];
     gradient.load(batch);
@@ -125,7 +126,7 @@ __global__ void __launch_bounds__(kBackwardOccupancy.threads, kBackwardOccupancy
         float z[kVector];
 #pragma unroll
         for (int v = 0; v < kVector; ++v) z[v] = fmaf(gradient.scale[v], x[v], gradient.shift[v]);
-        apply_act(relu, z);
+        apply_act<!kIsAct<kMask>>(op.gradient.act, z);
         store(op.z, z);
       }
       input_gradient(g, x);
@@ -150,9 +151,9 @@ cudaError_t batch_norm_act_reduce(const Launch& launch, const Reduction<BatchNor
   const Plan& plan = reduction.plan;
   const BatchNormActReduce& op = reduction.op;
   const cudaError_t error = visit_elements(op.image.dtype, plan.vector, [&](auto element, auto vector) {
-    return visit_sign(sign_of(op.gradient), [&](auto sign) {
+    return visit_mask(mask_of(op.gradient), [&](auto mask) {
       return visit_bool(op.residual_mean != nullptr, [&](auto two) {
-        return launch_kernel(reduce_kernel<decltype(element), vector.value, sign.value, two.value>, plan.blocks(),
+        return launch_kernel(reduce_kernel<decltype(element), vector.value, mask.value, two.value>, plan.blocks(),
                              kReductionOccupancy.threads, launch.stream, reduction);
       });
     });
@@ -168,10 +169,9 @@ cudaError_t batch_norm_act_backward(const Launch& launch, const BatchNormActBack
                               op.masked, op.residual, op.residual_coefficients.rows, op.residual_dx, op.z},
                              op.masked_part);
   return visit_elements(op.image.dtype, plan.vector, [&](auto element, auto vector) {
-    // what computes the activation has its sign
-    return visit_sign(op.z != nullptr ? Sign::kOfPreactivation : sign_of(op.gradient), [&](auto sign) {
+    return visit_mask(mask_of(op.gradient, op.z != nullptr), [&](auto mask) {
       return visit_beside(op.residual != nullptr, op.masked_part, plan.channels, [&](auto beside) {
-        return launch_kernel(backward_kernel<decltype(element), vector.value, sign.value, beside.value>, plan.blocks(),
+        return launch_kernel(backward_kernel<decltype(element), vector.value, mask.value, beside.value>, plan.blocks(),
                              kBackwardOccupancy.threads, launch.stream, plan, op);
       });
     });

@@ -1,3 +1,4 @@
+#include "gradient.cuh"
 #include "reduction.cuh"
 
 namespace fused_resnet::cuda {
@@ -17,8 +18,8 @@ __global__ void __launch_bounds__(kReductionOccupancy.threads, kReductionOccupan
   const MaskedGrad& op = reduction.op;
   __shared__ float shared[kReductionOccupancy.threads * kVector];
   const Position<kVector> position(plan, Walk::kUp);
-  const MaskedGradient masked = {op.grad, op.z, nullptr, true};
-  Gradient<T, kVector, kMaskedGradRows, Sign::kOfOutput> gradient(masked, position, plan.channels);
+  const MaskedGradient masked = {op.grad, op.z, nullptr, {ActKind::kRelu}};
+  Gradient<T, kVector, kMaskedGradRows, Mask::kOutput> gradient(masked, position, plan.channels);
   float sum[kVector] = {};
   for_batches<kMaskedGradRows>(position, [&](const Batch<kMaskedGradRows>& batch) {
     Packed<T, kVector> others[kMaskedGradRows];
@@ -47,8 +48,8 @@ template <typename T, int kVector>
 __global__ void __launch_bounds__(kAddMaskedOccupancy.threads, kAddMaskedOccupancy.blocks)
     add_masked_kernel(Plan plan, AddMasked op) {
   const Position<kVector> position(plan, Walk::kDown);
-  const MaskedGradient masked = {op.grad, op.z, nullptr, true};
-  Gradient<T, kVector, kAddMaskedRows, Sign::kOfOutput> gradient(masked, position, plan.channels);
+  const MaskedGradient masked = {op.grad, op.z, nullptr, {ActKind::kRelu}};
+  Gradient<T, kVector, kAddMaskedRows, Mask::kOutput> gradient(masked, position, plan.channels);
   T* dx = static_cast<T*>(op.dx);
   for_batches<kAddMaskedRows>(position, [&](const Batch<kAddMaskedRows>& batch) {
     Packed<T, kVector> sums[kAddMaskedRows];

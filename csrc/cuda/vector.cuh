@@ -187,61 +187,6 @@ __device__ void for_batches(const Position<kVector>& position, const Visitor& vi
   }
 }
 
-// act.  NaN passes, as in stock torch.
-template <int kVector>
-__device__ void apply_act(bool relu, float (&z)[kVector]) {
-  if (!relu) return;
-#pragma unroll
-  for (int v = 0; v < kVector; ++v) z[v] = z[v] <= 0 ? 0 : z[v];
-}
-
-// Where G = grad or 0 comes from: the sign of z, or of a·x + b.
-enum class Sign { kOfOutput, kOfPreactivation };
-
-// MaskedGradient for elements of type T.
-template <typename T, int kVector, int kRows, Sign kSign>
-struct Gradient {
-  using Values = Packed<T, kVector>[kRows];
-
-  __device__ Gradient(const MaskedGradient& op, const Position<kVector>& position, int64_t channels)
-      : grad(static_cast<const T*>(op.grad)), z(op.relu ? static_cast<const T*>(op.z) : nullptr) {
-    if constexpr (kSign == Sign::kOfPreactivation) {
-      load_channels(floats(op.affine) + position.channel, scale);
-      load_channels(floats(op.affine) + channels + position.channel, shift);
-    }
-  }
-
-  // Starts the loads of a batch.
-  __device__ void load(const Batch<kRows>& batch) {
-    batch.load(grad, grads);
-    if (kSign == Sign::kOfOutput && z != nullptr) batch.load(z, outputs);
-  }
-
-  // G of row i of the batch, whose input of the batch norm is x; the sign of a preactivation masks where there is a
-  // ReLU.  NaN passes, as in stock torch.
-  __device__ void masked(int i, const float (&x)[kVector], float (&g)[kVector], bool relu = true) const {
-    grads[i].unpack(g);
-    if constexpr (kSign == Sign::kOfPreactivation) {
-#pragma unroll
-      for (int v = 0; v < kVector; ++v) g[v] = relu && fmaf(scale[v], x[v], shift[v]) <= 0 ? 0 : g[v];
-    } else if (z != nullptr) {
-      float values[kVector];
-      outputs[i].unpack(values);
-#pragma unroll
-      for (int v = 0; v < kVector; ++v) g[v] = values[v] <= 0 ? 0 : g[v];
-    }
-  }
-
-  const T* grad;
-  const T* z;  // or null
-  float scale[kVector], shift[kVector];
-  Values grads, outputs;
-};
-
-inline Sign sign_of(const MaskedGradient& op) {
-  return op.relu && op.z == nullptr ? Sign::kOfPreactivation : Sign::kOfOutput;
-}
-
 // ---- launches: choices made at run time become the kernels' template arguments
 
 template <auto kValue>
@@ -271,11 +216,6 @@ cudaError_t visit_elements(DType dtype, int vector, const Visitor& visitor) {
 template <typename Visitor>
 cudaError_t visit_bool(bool value, const Visitor& visitor) {
   return value ? visitor(Constant<true>{}) : visitor(Constant<false>{});
-}
-
-template <typename Visitor>
-cudaError_t visit_sign(Sign sign, const Visitor& visitor) {
-  return sign == Sign::kOfOutput ? visitor(Constant<Sign::kOfOutput>{}) : visitor(Constant<Sign::kOfPreactivation>{});
 }
 
 inline Plan plan_for(const Launch& launch, const Image& image, Occupancy occupancy,

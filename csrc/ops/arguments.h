@@ -242,6 +242,12 @@ class Arguments : public ChannelArguments {
     if (value < 0 || value > most) fail(name, "a value from 0 to " + std::to_string(most), std::to_string(value));
   }
 
+  // An activation, of its number and its constants.
+  Act act(int64_t kind, double alpha, double beta) const {
+    check_value("act", kind, static_cast<int64_t>(ActKind::kGeluTanh));
+    return {static_cast<ActKind>(kind), alpha, beta};
+  }
+
   // A per-channel tensor that has to be there exactly where `partner` is.
   void check_partner(const char* name, const OptionalTensor& t, int64_t rows, const char* partner,
                      const OptionalTensor& other) const {

@@ -1,4 +1,4 @@
-// Batch norm applied, residual add and ReLU.
+// Batch norm applied, residual add and activation.
 #include <torch/csrc/stable/library.h>
 
 #include "allocation.h"
@@ -8,7 +8,7 @@ namespace {
 
 // Into z, which is x itself or a tensor beside it.
 void apply(const Arguments& arguments, const Tensor& x, const Tensor& affine, const OptionalTensor& residual,
-           const OptionalTensor& residual_affine, bool relu, int64_t residual_channel, const Tensor& z) {
+           const OptionalTensor& residual_affine, const Act& act, int64_t residual_channel, const Tensor& z) {
   arguments.check_channels("affine", affine, 2);
   if (residual.has_value() && !residual_affine.has_value()) {
     arguments.check_part("residual", *residual, "residual_channel", residual_channel);
@@ -19,20 +19,22 @@ void apply(const Arguments& arguments, const Tensor& x, const Tensor& affine, co
   if (residual_affine.has_value()) arguments.check_partner("residual_affine", residual_affine, 2, "residual", residual);
   const ChannelPart residual_part = {residual_channel, residual.has_value() ? residual->size(1) : 0};
   engine::batch_norm_act(arguments, {arguments.image(), data(x), data(affine), data(residual), data(residual_affine),
-                                     z.mutable_data_ptr(), relu, residual_part});
+                                     z.mutable_data_ptr(), act, residual_part});
 }
 
 Tensor batch_norm_act(const Tensor& x, const Tensor& affine, const OptionalTensor& residual,
-                      const OptionalTensor& residual_affine, bool relu, int64_t residual_channel) {
+                      const OptionalTensor& residual_affine, int64_t act, double alpha, double beta,
+                      int64_t residual_channel) {
   const Arguments arguments("batch_norm_act", "x", x);
   Tensor z = empty_beside(x);
-  apply(arguments, x, affine, residual, residual_affine, relu, residual_channel, z);
+  apply(arguments, x, affine, residual, residual_affine, arguments.act(act, alpha, beta), residual_channel, z);
   return z;
 }
 
 void batch_norm_act_(const Tensor& x, const Tensor& affine, const OptionalTensor& residual,
-                     const OptionalTensor& residual_affine, bool relu) {
-  apply({"batch_norm_act_", "x", x}, x, affine, residual, residual_affine, relu, 0, x);
+                     const OptionalTensor& residual_affine, int64_t act, double alpha, double beta) {
+  const Arguments arguments("batch_norm_act_", "x", x);
+  apply(arguments, x, affine, residual, residual_affine, arguments.act(act, alpha, beta), 0, x);
 }
 
 }  // namespace

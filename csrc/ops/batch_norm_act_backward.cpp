@@ -9,13 +9,13 @@
 namespace fused_resnet {
 namespace {
 
-MaskedGradient masked_gradient(const Tensor& grad, const OptionalTensor& z, const Tensor& affine, bool relu) {
-  return {data(grad), relu ? data(z) : nullptr, data(affine), relu};
+MaskedGradient masked_gradient(const Tensor& grad, const OptionalTensor& z, const Tensor& affine, const Act& act) {
+  return {data(grad), act.kind == ActKind::kNone ? nullptr : data(z), data(affine), act};
 }
 
 Tensor batch_norm_act_reduce(const Tensor& grad, const Tensor& x, const Tensor& moments, const Tensor& affine,
                              const OptionalTensor& z, const OptionalTensor& residual,
-                             const OptionalTensor& residual_moments, bool relu) {
+                             const OptionalTensor& residual_moments, int64_t act, double alpha, double beta) {
   const Arguments arguments("batch_norm_act_reduce", "x", x);
   arguments.check_like("grad", grad);
   arguments.check_channels("moments", moments, 3);
@@ -25,8 +25,8 @@ Tensor batch_norm_act_reduce(const Tensor& grad, const Tensor& x, const Tensor& 
   arguments.check_partner("residual_moments", residual_moments, 3, "residual", residual);
   Tensor sums = empty_rows(arguments, residual.has_value() ? 4 : 2);
   engine::batch_norm_act_reduce(
-      arguments, {arguments.image(), masked_gradient(grad, z, affine, relu), data(x), data(moments), data(residual),
-                  data(residual_moments), sums.mutable_data_ptr()});
+      arguments, {arguments.image(), masked_gradient(grad, z, affine, arguments.act(act, alpha, beta)), data(x),
+                  data(moments), data(residual), data(residual_moments), sums.mutable_data_ptr()});
   return sums;
 }
 
@@ -55,14 +55,14 @@ Coefficients coefficients_of(const OptionalTensor& t) { return {data(t), coeffic
 
 // What both forms of backward have: the gradient of the branch that x is in, checked, without outputs.
 BatchNormActBackward backward_of(const Arguments& arguments, const Tensor& grad, const Tensor& x, const Tensor& affine,
-                                 const Tensor& coefficients, const OptionalTensor& z, bool relu) {
+                                 const Tensor& coefficients, const OptionalTensor& z, const Act& act) {
   arguments.check_like("grad", grad);
   arguments.check_channels("affine", affine, 2);
   arguments.check_channels("coefficients", coefficients, coefficient_rows(coefficients));
   if (z.has_value()) arguments.check_like("z", *z);
   BatchNormActBackward op{};
   op.image = arguments.image();
-  op.gradient = masked_gradient(grad, z, affine, relu);
+  op.gradient = masked_gradient(grad, z, affine, act);
   op.x = data(x);
   op.coefficients = coefficients_of(coefficients);
   return op;
@@ -71,10 +71,11 @@ BatchNormActBackward backward_of(const Arguments& arguments, const Tensor& grad,
 std::tuple<Tensor, Tensor> batch_norm_act_backward(const Tensor& grad, const Tensor& x, const Tensor& affine,
                                                    const Tensor& coefficients, const OptionalTensor& z,
                                                    const OptionalTensor& residual,
-                                                   const OptionalTensor& residual_coefficients, bool relu,
-                                                   int64_t masked_channels, int64_t masked_channel) {
+                                                   const OptionalTensor& residual_coefficients, int64_t act,
+                                                   double alpha, double beta, int64_t masked_channels,
+                                                   int64_t masked_channel) {
   const Arguments arguments("batch_norm_act_backward", "x", x);
-  BatchNormActBackward op = backward_of(arguments, grad, x, affine, coefficients, z, relu);
+  BatchNormActBackward op = backward_of(arguments, grad, x, affine, coefficients, z, arguments.act(act, alpha, beta));
   if (residual.has_value()) arguments.check_like("residual", *residual);
   arguments.check_partner("residual_coefficients", residual_coefficients, coefficient_rows(residual_coefficients),
                           "residual", residual);
@@ -101,9 +102,10 @@ std::tuple<Tensor, Tensor> batch_norm_act_backward(const Tensor& grad, const Ten
 // The gradient's memory becomes that of dx: one tensor less to allocate, and every line written is in the cache.  The
 // activation costs its own writes alone, since x is being read.
 Tensor batch_norm_act_backward_(const Tensor& grad, const Tensor& x, const Tensor& affine, const Tensor& coefficients,
-                                const OptionalTensor& z, bool relu, bool wants_activation) {
+                                const OptionalTensor& z, int64_t act, double alpha, double beta,
+                                bool wants_activation) {
   const Arguments arguments("batch_norm_act_backward_", "x", x);
-  BatchNormActBackward op = backward_of(arguments, grad, x, affine, coefficients, z, relu);
+  BatchNormActBackward op = backward_of(arguments, grad, x, affine, coefficients, z, arguments.act(act, alpha, beta));
   if (wants_activation && z.has_value()) arguments.fail("z", "no value where wants_activation is true", "a tensor");
   Tensor activation = wants_activation ? empty_beside(x) : nothing(x);
   op.dx = grad.mutable_data_ptr();

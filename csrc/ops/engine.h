@@ -22,6 +22,14 @@ struct Image {
   int64_t plane;  // H * W
 };
 
+// The activations, as fused_resnet/ops/activation.py numbers them; their formulas are there.
+enum class ActKind { kNone, kRelu, kLeakyRelu, kHardtanh, kSilu, kHardswish, kGelu, kGeluTanh };
+
+struct Act {
+  ActKind kind;
+  double alpha, beta;  // LeakyReLU's slope; Hardtanh's bounds
+};
+
 // Some of an activation's channels: `count` of them, from `first` on.
 struct ChannelPart {
   int64_t first;
@@ -64,16 +72,17 @@ struct BatchNormAct {
   const void* residual;         // or null
   const void* residual_affine;  // or null
   void* z;
-  bool relu;
+  Act act;
   ChannelPart residual_part;  // the channels that the residual has; all where there is a residual_affine
 };
 
-// G = grad, or 0 where relu and value <= 0; the value is z, or a·x + b where z is null.
+// G = grad·act'(v), with v = z, or a·x + b where z is null.  z is what the activation was made of; for a ReLU what it
+// has made serves as well, since its sign is the same.
 struct MaskedGradient {
   const void* grad;
   const void* z;
   const void* affine;
-  bool relu;
+  Act act;
 };
 
 // sums = ΣG, ΣG·(x − mean), and ΣG, ΣG·(residual − residual_mean) where there is a residual.  Bytes: 2s an element, s

@@ -29,12 +29,11 @@ Tensor masked_grad_(const Tensor& grad, const OptionalTensor& other, const Tenso
   return mask({"masked_grad_", "grad", grad}, grad, other, z, grad);
 }
 
-void add_masked_(const Tensor& dx, const Tensor& grad, const OptionalTensor& z, bool relu) {
+void add_masked_(const Tensor& dx, const Tensor& grad, const OptionalTensor& z) {
   const Arguments arguments("add_masked_", "dx", dx);
   arguments.check_like("grad", grad);
-  if (relu && !z.has_value()) arguments.fail("z", "a tensor where relu is true", "none");
   if (z.has_value()) arguments.check_like("z", *z);
-  engine::add_masked(arguments, {arguments.image(), data(grad), relu ? data(z) : nullptr, dx.mutable_data_ptr()});
+  engine::add_masked(arguments, {arguments.image(), data(grad), data(z), dx.mutable_data_ptr()});
 }
 
 }  // namespace

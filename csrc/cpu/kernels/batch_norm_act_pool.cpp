@@ -1,5 +1,5 @@
+#include "activation.h"
 #include "kernels_isa.h"
-#include "vector.h"
 
 namespace fused_resnet::cpu::FUSED_RESNET_ISA {
 namespace {
@@ -12,7 +12,7 @@ Range window(int64_t start, int64_t kernel, int64_t size) {
 }
 
 // One row of act(a·x + b), rounded as if it had been stored, since ties are decided among the rounded values.
-template <typename T, bool kBroadcast>
+template <typename T, bool kBroadcast, bool kFloor>
 void activate_row(const BatchNormActPool& op, int64_t image, int64_t row, Accumulator<T>* out) {
   using A = Accumulator<T>;
   const PoolShape& shape = op.shape;
@@ -21,13 +21,27 @@ void activate_row(const BatchNormActPool& op, int64_t image, int64_t row, Accumu
   const int64_t channel = kBroadcast ? image % shape.planes : 0;
   const T* x = static_cast<const T*>(op.x) + (image * shape.height + row) * inner * outer;
   const Coefficient<A, kBroadcast> scale(op.scale, channel), shift(op.shift, channel);
-  const A floor = floor_of<A>(op.relu);
+  const A floor = floor_of<A>(op.act);
+  Chunk<A, kFloor ? 1 : kChunkElements> chunk;
   for (int64_t base = 0; base < inner * outer; base += inner) {
-    for_each_vector<T>(inner, [&](auto lanes, int64_t j) __attribute__((always_inline)) {
-      using V = Vector<A, decltype(lanes)::value>;
-      const V value = load(lanes, x + base + j) * scale(lanes, j) + shift(lanes, j);
-      store(lanes, out + base + j, rounded_to<T>(lanes, at_least(floor, value)));
-    });
+    const auto normed = [&](auto lanes, int64_t j) __attribute__((always_inline)) {
+      return Vector<A, decltype(lanes)::value>(load(lanes, x + base + j) * scale(lanes, j) + shift(lanes, j));
+    };
+    if constexpr (kFloor) {
+      for_each_vector<T>(inner, [&](auto lanes, int64_t j) __attribute__((always_inline)) {
+        store(lanes, out + base + j, rounded_to<T>(lanes, at_least(floor, normed(lanes, j))));
+      });
+    } else {
+      for_each_chunk(inner, [&](int64_t first, int64_t count) __attribute__((always_inline)) {
+        for_each_vector<T>(count, [&](auto lanes, int64_t j) __attribute__((always_inline)) {
+          store(lanes, chunk.values + j, normed(lanes, first + j));
+        });
+        activate(op.act, chunk.values, count);
+        for_each_vector<T>(count, [&](auto lanes, int64_t j) __attribute__((always_inline)) {
+          store(lanes, out + base + first + j, rounded_to<T>(lanes, load(lanes, chunk.values + j)));
+        });
+      });
+    }
   }
 }
 
@@ -66,7 +80,7 @@ void pool_row(const BatchNormActPool& op, int64_t row, const Accumulator<T>* rin
 
 // Tile: some rows of the output.  Each input row is activated once a tile, into a ring of as many rows as a window has,
 // which stays in the L2 cache.
-template <typename T>
+template <typename T, bool kFloor>
 void pool_rows(const BatchNormActPool& op, Range rows, Accumulator<T>* ring) {
   const PoolShape& shape = op.shape;
   const int64_t pitch = shape.width * shape.channels;
@@ -81,7 +95,8 @@ void pool_rows(const BatchNormActPool& op, Range rows, Accumulator<T>* ring) {
     if (next < start + inside.begin) next = start + inside.begin;
     for (; next < start + inside.end; ++next) {
       Accumulator<T>* line = ring + next % shape.kernel[0] * pitch;
-      shape.planes != 0 ? activate_row<T, true>(op, image, next, line) : activate_row<T, false>(op, image, next, line);
+      shape.planes != 0 ? activate_row<T, true, kFloor>(op, image, next, line)
+                        : activate_row<T, false, kFloor>(op, image, next, line);
     }
     pool_row<T>(op, row, ring);
   }
@@ -146,7 +161,8 @@ void pool_backward_rows(const MaxPoolBackward& op, Range rows) {
 void batch_norm_act_pool(const BatchNormActPool& op, Range rows, void* scratch) {
   visit_dtype(op.shape.dtype, [&](auto element) {
     using T = decltype(element);
-    pool_rows<T>(op, rows, static_cast<Accumulator<T>*>(scratch));
+    visit_bool(is_floor(op.act),
+               [&](auto floor) { pool_rows<T, floor.value>(op, rows, static_cast<Accumulator<T>*>(scratch)); });
   });
 }
 

@@ -91,10 +91,11 @@ FUSED_RESNET_INLINE V splat(A value) {
   return value - V{};  // not value + V{}: -0 + 0 is 0
 }
 
-// What act(v) is at least: ReLU, or nothing.
+// What act(v) is at least, where that is all of it: a ReLU, or nothing.
+FUSED_RESNET_INLINE bool is_floor(const Act& act) { return act.kind == ActKind::kNone || act.kind == ActKind::kRelu; }
 template <typename A>
-A floor_of(bool relu) {
-  return relu ? A{} : -static_cast<A>(__builtin_inf());
+A floor_of(const Act& act) {
+  return act.kind == ActKind::kRelu ? A{} : -static_cast<A>(__builtin_inf());
 }
 
 // v or a floor; NaN stays.

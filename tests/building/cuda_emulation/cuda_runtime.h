@@ -37,6 +37,8 @@ struct dim3 {
 };
 inline float2 make_float2(float x, float y) { return {x, y}; }
 
+inline float __fdividef(float x, float y) { return x / y; }
+
 inline dim3 threadIdx, blockIdx;
 
 namespace cuda_emulation {
