@@ -27,7 +27,7 @@ SQRT_HALF = tl.constexpr(math.sqrt(0.5))
 DENSITY_AT_0 = tl.constexpr(1 / math.sqrt(2 * math.pi))
 CUBIC = tl.constexpr(0.044715)
 TWICE_ROOT = tl.constexpr(2 * math.sqrt(2 / math.pi))
-SATURATED = tl.constexpr(11.0)  # σ(2u) is 0 or 1 in float32 from there on
+SATURATED = tl.constexpr(10.0)  # σ(2u) is 1e-38 or 1 there, and exp(−2u) is finite
 
 
 @triton.jit
@@ -48,7 +48,7 @@ def act(v, ACT: tl.constexpr, ALPHA: tl.constexpr, BETA: tl.constexpr):
     elif ACT == GELU:
         v *= _normal(v)
     elif ACT == GELU_TANH:
-        v *= _tanh_gate(v)
+        v /= 1.0 + _odds(v)
     return v
 
 
@@ -69,11 +69,13 @@ def act_grad(grad, v, ACT: tl.constexpr, ALPHA: tl.constexpr, BETA: tl.constexpr
     elif ACT == GELU:
         grad *= _normal(v) + v * (tl.exp(-0.5 * v * v) * DENSITY_AT_0)
     elif ACT == GELU_TANH:
-        # else 1 − σ = 0 would be multiplied by an infinite v²
+        # further out 1 − σ = 0 would be multiplied by an infinite v²
         v = tl.maximum(v, -SATURATED, propagate_nan=tl.PropagateNan.ALL)
         v = tl.minimum(v, SATURATED, propagate_nan=tl.PropagateNan.ALL)
-        s = _tanh_gate(v)
-        grad *= s * (1.0 + v * (1.0 - s) * (TWICE_ROOT + (3.0 * TWICE_ROOT * CUBIC) * v * v))
+        odds = _odds(v)
+        s = 1.0 / (1.0 + odds)
+        # odds·σ is 1 − σ without what the difference would cancel, which v³ makes large
+        grad *= s * (1.0 + v * (odds * s) * (TWICE_ROOT + (3.0 * TWICE_ROOT * CUBIC) * v * v))
     return grad
 
 
@@ -96,6 +98,6 @@ def _normal(v):
 
 
 @triton.jit
-def _tanh_gate(v):
-    """``σ(2u)``, ``u = √(2/π)(v + c·v³)``"""
-    return tl.sigmoid(v * (TWICE_ROOT + (TWICE_ROOT * CUBIC) * v * v))
+def _odds(v):
+    """``exp(−2u) = 1/σ(2u) − 1``, ``u = √(2/π)(v + c·v³)``"""
+    return tl.exp(-v * (TWICE_ROOT + (TWICE_ROOT * CUBIC) * v * v))

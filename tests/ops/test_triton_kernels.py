@@ -48,6 +48,10 @@ def problem(shape: tuple[int, ...], dtype: torch.dtype) -> Problem:
     return Problem(*(torch.randn(shape).add(0.5).to(dtype).to(memory_format=torch.channels_last) for _ in range(3)))
 
 
+def doubled(argument):
+    return argument.double() if isinstance(argument, Tensor) else argument
+
+
 def read_by_gradient(act: Act, *arguments) -> Tensor:
     """What backward reads at a block's end: of a ReLU its output, else what it was made of."""
     return reference.batch_norm_act(*arguments[:4], *(RELU if act == RELU else NONE), *arguments[4:])
@@ -135,7 +139,7 @@ def test_backward_equals_the_reference(k, dtype, shape, second, act, end, batch_
 
 @pytest.mark.parametrize(("second", "end"), [("alone", False), ("masked", True), ("branch", True)])
 @pytest.mark.parametrize("act", [*EXAMPLES[2:], NONE], ids=str)
-@pytest.mark.parametrize("shape", SHAPES[::2], ids=lambda s: "x".join(map(str, s)))
+@pytest.mark.parametrize("shape", [SHAPES[0], SHAPES[1], SHAPES[4]], ids=lambda s: "x".join(map(str, s)))
 @each_dtype
 def test_the_backward_of_every_activation_equals_the_reference(k, dtype, shape, act, second, end):
     assert_backward(k, problem(shape, dtype), second, act, end, batch_stats=True)
@@ -151,16 +155,17 @@ def assert_backward(k, p: Problem, second: str, act: Act, end: bool, batch_stats
         p.grad[(v - kink).abs() < 1e-5] = 0
 
     arguments = (p.grad, p.x, p.moments, p.affine, z, residual, moments, *act)
-    exact = [t.double() if isinstance(t, Tensor) else t for t in arguments]
-    assert_close(k.batch_norm_act_reduce(*arguments), reference.batch_norm_act_reduce(*exact).float(), ulps=8)
+    exact = reference.batch_norm_act_reduce(*map(doubled, arguments))
+    assert_close(k.batch_norm_act_reduce(*arguments), exact.float(), ulps=8)
 
     sums = reference.batch_norm_act_reduce(*arguments)
     first = p.coefficients(sums, 0, batch_stats)
     other = None if residual is None else p.coefficients(sums, 1, not batch_stats)
     arguments = (p.grad, p.x, p.affine, first, z, residual, other, *act, p.x.shape[1] if second == "masked" else 0)
     results = k.batch_norm_act_backward(*arguments)
-    for result, expected in zip(results, reference.batch_norm_act_backward(*arguments), strict=True):
-        assert_close(result, expected)
+    exact = reference.batch_norm_act_backward(*map(doubled, arguments))
+    for result, expected in zip(results, exact, strict=True):
+        assert_close(result, expected.to(result.dtype))
         assert result.numel() == 0 or result.stride() == p.x.stride()
     if second == "alone":
         wants_activation = z is None and batch_stats
