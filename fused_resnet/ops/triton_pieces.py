@@ -36,20 +36,6 @@ def scale_shift(x, affine, C, columns, mask):
 
 
 @triton.jit
-def act(value, RELU: tl.constexpr):
-    """ReLU, which NaN passes, or the value itself."""
-    if RELU:
-        value = tl.maximum(value, 0.0, propagate_nan=tl.PropagateNan.ALL)
-    return value
-
-
-@triton.jit
-def relu_grad(grad, value):
-    """``G``: grad, or 0 where ``value <= 0``; NaN passes."""
-    return tl.where(value <= 0, 0.0, grad)
-
-
-@triton.jit
 def store_affine(affine, mean, var, weight, bias, C, columns, mask, eps, WEIGHT: tl.constexpr, BIAS: tl.constexpr):
     """``a = γ/√(var + eps)``, ``b = β − mean·a`` of the rounded ``a``; mean and var as they were stored, float32."""
     scale = 1.0 / tl.sqrt(var.to(tl.float64) + eps)

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from fused_resnet import ops
+from fused_resnet.ops.activation import RELU
 from fused_resnet.ops.pointwise_conv_norm import reference
 from tests.support.pointwise_problem import SHAPES, Problem, assert_backward, assert_forward
 
@@ -21,7 +22,7 @@ each_dtype = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], i
 def test_the_definition_is_autograds(shape, prologue):
     p = Problem.draw(shape, torch.float32, prologue, "affine").double()
     for got, wanted in [
-        (p.forward(reference, True), p.stock_forward(True)),
+        (p.forward(reference, RELU), p.stock_forward(RELU)),
         (p.backward(reference, p.moments(reference)), p.stock_backward()),
     ]:
         for name in wanted:
@@ -36,7 +37,7 @@ def test_the_definition_is_autograds(shape, prologue):
 def test_it_is_as_accurate_as_stock(engine, dtype, shape, prologue, memory_format):
     k = ops.kernels(engine, "cpu", dtype)
     p = Problem.draw(shape, dtype, prologue, "residual", memory_format)
-    assert_forward(k, p, True)
+    assert_forward(k, p, RELU)
     assert_backward(k, p)
 
 

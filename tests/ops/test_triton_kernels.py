@@ -15,6 +15,7 @@ from torch import Tensor
 from fused_resnet import models, ops
 from fused_resnet.blocks.mixin import FusedModule
 from fused_resnet.chain import autograd
+from fused_resnet.ops.activation import EXAMPLES, NONE, RELU, Act, Kind
 from fused_resnet.ops.batch_norm_act import config, reference
 from fused_resnet.ops.batch_norm_act_pool import reference as pool_reference
 from fused_resnet.surgery import fuse
@@ -22,8 +23,10 @@ from tests.support.accuracy import assert_as_accurate_as_stock, gradient_for
 from tests.support.problem import EPS, PARTS, Problem, assert_close
 from tests.support.triton_engine import triton_kernels
 
-# of the interpreter, which takes a program's number from an array
-pytestmark = pytest.mark.filterwarnings("ignore:Conversion of an array:DeprecationWarning")
+pytestmark = [  # of the interpreter, which takes a program's number from an array, and whose exp is numpy's
+    pytest.mark.filterwarnings("ignore:Conversion of an array:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning"),
+]
 
 # fewer rows than a tile, odd channels, few rows, one channel, rows that no tile divides, several parts and column tiles
 SHAPES = [(2, 3, 5, 7), (2, 16, 8, 8), (3, 1, 1, 1), (1, 1, 9, 9), (1, 200, 10, 20), (2, 130, 16, 17)]
@@ -31,6 +34,7 @@ SHAPES = [(2, 3, 5, 7), (2, 16, 8, 8), (3, 1, 1, 1), (1, 1, 9, 9), (1, 200, 10, 
 each_dtype = pytest.mark.parametrize(
     "dtype", [torch.float32, torch.bfloat16, torch.float16], ids=lambda d: str(d).removeprefix("torch.")
 )
+each_act = pytest.mark.parametrize("act", EXAMPLES, ids=str)
 each_shape = pytest.mark.parametrize("shape", SHAPES, ids=lambda s: "x".join(map(str, s)))
 
 
@@ -42,6 +46,22 @@ def k(monkeypatch):
 
 def problem(shape: tuple[int, ...], dtype: torch.dtype) -> Problem:
     return Problem(*(torch.randn(shape).add(0.5).to(dtype).to(memory_format=torch.channels_last) for _ in range(3)))
+
+
+def doubled(argument):
+    return argument.double() if isinstance(argument, Tensor) else argument
+
+
+def read_by_gradient(act: Act, *arguments) -> Tensor:
+    """What backward reads at a block's end: of a ReLU its output, else what it was made of."""
+    return reference.batch_norm_act(*arguments[:4], *(RELU if act == RELU else NONE), *arguments[4:])
+
+
+def kinks(act: Act) -> tuple[float, ...]:
+    """Where its gradient jumps."""
+    if act.kind in (Kind.RELU, Kind.LEAKY_RELU):
+        return (0,)
+    return {Kind.HARDTANH: (act.alpha, act.beta), Kind.HARDSWISH: (-3, 3)}.get(act.kind, ())
 
 
 @each_shape
@@ -94,13 +114,13 @@ def test_merging_the_parts_of_a_batch_equals_the_reference(k, ranks, offset):
 
 
 @pytest.mark.parametrize("branch", ["no residual", "residual", "second branch"])
-@pytest.mark.parametrize("relu", [True, False], ids=["relu", "linear"])
+@each_act
 @each_shape
 @each_dtype
-def test_apply_equals_the_reference(k, dtype, shape, relu, branch):
+def test_apply_equals_the_reference(k, dtype, shape, act, branch):
     p = problem(shape, dtype)
     residual = None if branch == "no residual" else p.residual
-    arguments = (p.x, p.affine, residual, p.residual_affine if branch == "second branch" else None, relu)
+    arguments = (p.x, p.affine, residual, p.residual_affine if branch == "second branch" else None, *act)
     z = k.batch_norm_act(*arguments)
     assert z.stride() == p.x.stride()
     assert_close(z, reference.batch_norm_act(*arguments))
@@ -109,48 +129,62 @@ def test_apply_equals_the_reference(k, dtype, shape, relu, branch):
 
 
 @pytest.mark.parametrize("batch_stats", [True, False], ids=["batch", "frozen"])
-@pytest.mark.parametrize("mask", ["linear", "sign of x", "sign of z"])
+@pytest.mark.parametrize(("act", "end"), [(NONE, False), (RELU, False), (RELU, True)], ids=["linear", "of x", "of z"])
 @pytest.mark.parametrize("second", ["alone", "masked", "branch"])
 @each_shape
 @each_dtype
-def test_backward_equals_the_reference(k, dtype, shape, second, mask, batch_stats):
-    p = problem(shape, dtype)
-    relu = mask != "linear"
-    z = reference.batch_norm_act(p.x, p.affine, p.residual, None, True) if mask == "sign of z" else None
-    residual, moments = (p.residual, p.residual_moments) if second == "branch" else (None, None)
-    # where the sign comes from x, an element within a rounding error of zero may fall on either side
-    preactivation = torch.addcmul(p.affine[1].view(1, -1, 1, 1), p.x.float(), p.affine[0].view(1, -1, 1, 1))
-    p.grad[preactivation.abs() < 1e-5] = 0
+def test_backward_equals_the_reference(k, dtype, shape, second, act, end, batch_stats):
+    assert_backward(k, problem(shape, dtype), second, act, end, batch_stats)
 
-    arguments = (p.grad, p.x, p.moments, p.affine, z, residual, moments, relu)
-    exact = [t.double() if isinstance(t, Tensor) else t for t in arguments]
-    assert_close(k.batch_norm_act_reduce(*arguments), reference.batch_norm_act_reduce(*exact).float(), ulps=8)
+
+@pytest.mark.parametrize(("second", "end"), [("alone", False), ("masked", True), ("branch", True)])
+@pytest.mark.parametrize("act", [*EXAMPLES[2:], NONE], ids=str)
+@pytest.mark.parametrize("shape", [SHAPES[0], SHAPES[1], SHAPES[4]], ids=lambda s: "x".join(map(str, s)))
+@each_dtype
+def test_the_backward_of_every_activation_equals_the_reference(k, dtype, shape, act, second, end):
+    assert_backward(k, problem(shape, dtype), second, act, end, batch_stats=True)
+
+
+def assert_backward(k, p: Problem, second: str, act: Act, end: bool, batch_stats: bool) -> None:
+    """Both passes, of a unit inside a block, or at its end, where the gradient reads ``z``."""
+    z = read_by_gradient(act, p.x, p.affine, p.residual, None) if end else None
+    residual, moments = (p.residual, p.residual_moments) if second == "branch" else (None, None)
+    # where v comes from x, an element within a rounding error of a kink may fall on either side
+    v = torch.addcmul(p.affine[1].view(1, -1, 1, 1), p.x.float(), p.affine[0].view(1, -1, 1, 1))
+    for kink in kinks(act):
+        p.grad[(v - kink).abs() < 1e-5] = 0
+
+    arguments = (p.grad, p.x, p.moments, p.affine, z, residual, moments, *act)
+    exact = reference.batch_norm_act_reduce(*map(doubled, arguments))
+    assert_close(k.batch_norm_act_reduce(*arguments), exact.float(), ulps=8)
 
     sums = reference.batch_norm_act_reduce(*arguments)
     first = p.coefficients(sums, 0, batch_stats)
     other = None if residual is None else p.coefficients(sums, 1, not batch_stats)
-    arguments = (p.grad, p.x, p.affine, first, z, residual, other, relu, shape[1] if second == "masked" else 0)
+    arguments = (p.grad, p.x, p.affine, first, z, residual, other, *act, p.x.shape[1] if second == "masked" else 0)
     results = k.batch_norm_act_backward(*arguments)
-    for result, expected in zip(results, reference.batch_norm_act_backward(*arguments), strict=True):
-        assert_close(result, expected)
+    exact = reference.batch_norm_act_backward(*map(doubled, arguments))
+    for result, expected in zip(results, exact, strict=True):
+        assert_close(result, expected.to(result.dtype))
         assert result.numel() == 0 or result.stride() == p.x.stride()
     if second == "alone":
         wants_activation = z is None and batch_stats
-        activation = k.batch_norm_act_backward_(p.grad, p.x, p.affine, first, z, relu, wants_activation)
+        activation = k.batch_norm_act_backward_(p.grad, p.x, p.affine, first, z, *act, wants_activation)
         assert torch.equal(p.grad, results[0])
         if wants_activation:
-            assert torch.equal(activation, k.batch_norm_act(p.x, p.affine, None, None, relu))
+            assert torch.equal(activation, k.batch_norm_act(p.x, p.affine, None, None, *act))
             assert activation.stride() == p.x.stride()
         else:
             assert activation.shape == (0,)
 
 
-@pytest.mark.parametrize("relu", [True, False], ids=["relu", "linear"])
+@each_act
 @pytest.mark.parametrize(("shape", "channels", "first"), PARTS, ids=str)
 @each_dtype
-def test_a_residual_of_fewer_channels_equals_the_reference(k, dtype, shape, channels, first, relu):
+def test_a_residual_of_fewer_channels_equals_the_reference(k, dtype, shape, channels, first, act):
     p = problem(shape, dtype)
-    arguments = (p.x, p.affine, p.part(channels, first), None, relu, first)
+    branch = (p.x, p.affine, p.part(channels, first), None)
+    arguments = (*branch, *act, first)
     z = k.batch_norm_act(*arguments)
     assert z.stride() == p.x.stride()
     assert_close(z, reference.batch_norm_act(*arguments))
@@ -160,17 +194,19 @@ def test_a_residual_of_fewer_channels_equals_the_reference(k, dtype, shape, chan
         p.x,
         p.affine,
         torch.randn(4, shape[1]),
-        z if relu else None,
+        None if act == NONE else read_by_gradient(act, *branch, first),
         None,
         None,
-        relu,
+        *act,
         channels,
         first,
     )
     dx, masked = k.batch_norm_act_backward(*arguments)
     expected, expected_masked = reference.batch_norm_act_backward(*arguments)
     assert_close(dx, expected)
-    assert torch.equal(masked, expected_masked)
+    assert_close(masked, expected_masked)
+    if act in (NONE, RELU):
+        assert torch.equal(masked, expected_masked)
     assert masked.is_contiguous(memory_format=torch.channels_last)
 
 
@@ -201,15 +237,15 @@ def test_the_masked_gradient_in_place_and_its_sums_equal_the_reference(k, dtype,
     assert_close(sums, expected.double().sum((0, 2, 3)).float(), ulps=8)
 
 
-@pytest.mark.parametrize("relu", [True, False])
+@pytest.mark.parametrize("masks", [True, False])
 @each_shape
 @each_dtype
-def test_the_shortcuts_gradient_is_added_as_in_the_reference(k, dtype, shape, relu):
+def test_the_shortcuts_gradient_is_added_as_in_the_reference(k, dtype, shape, masks):
     p = problem(shape, dtype)
-    z = p.residual if relu else None
+    z = p.residual if masks else None
     expected = p.x.clone()
-    reference.add_masked_(expected, p.grad, z, relu)
-    k.add_masked_(p.x, p.grad, z, relu)
+    reference.add_masked_(expected, p.grad, z)
+    k.add_masked_(p.x, p.grad, z)
     assert_close(p.x, expected)
 
 
@@ -220,8 +256,8 @@ def test_pool_equals_the_reference(k, dtype, shape, window):
     p = problem(shape, dtype)
     p.x[0, 0, 1, 1] = torch.nan
     geometry = [[value, value] for value in window]
-    z, index = k.batch_norm_act_pool(p.x, p.affine, True, *geometry)
-    expected, expected_index = pool_reference.batch_norm_act_pool(p.x, p.affine, True, *geometry)
+    z, index = k.batch_norm_act_pool(p.x, p.affine, *RELU, *geometry)
+    expected, expected_index = pool_reference.batch_norm_act_pool(p.x, p.affine, *RELU, *geometry)
     assert z.isnan().any()
     assert_close(z, expected)
     if dtype is not torch.float32:  # the product's last bit, which float32 shows, may break a tie
@@ -238,22 +274,22 @@ def test_nan_and_infinity_come_out_where_stock_gives_them(k):
     x[0, 0, 1, 2], x[1, 1, 3, 3], x[0, 2, 0, 0] = torch.nan, torch.inf, torch.inf
     stock = torch.nn.functional.batch_norm(x, None, None, training=True, eps=EPS).relu()
     _, affine = k.batch_norm_stats(x, None, None, EPS)
-    assert torch.equal(k.batch_norm_act(x, affine, None, None, True).isnan(), stock.isnan())
+    assert torch.equal(k.batch_norm_act(x, affine, None, None, *RELU).isnan(), stock.isnan())
 
 
 def test_an_empty_batch_gives_nan_statistics_and_empty_activations(k):
     p = problem((2, 8, 4, 4), torch.float32)
     x = torch.empty(0, 8, 4, 4).to(memory_format=torch.channels_last)
     assert all(result.isnan().all() for result in k.batch_norm_stats(x, None, None, EPS))
-    assert k.batch_norm_act(x, p.affine, None, None, True).shape == x.shape
-    assert torch.equal(k.batch_norm_act_reduce(x, x, p.moments, p.affine, None, None, None, True), torch.zeros(2, 8))
-    dx, _ = k.batch_norm_act_backward(x, x, p.affine, torch.zeros(4, 8), None, None, None, True, 0)
+    assert k.batch_norm_act(x, p.affine, None, None, *RELU).shape == x.shape
+    assert torch.equal(k.batch_norm_act_reduce(x, x, p.moments, p.affine, None, None, None, *RELU), torch.zeros(2, 8))
+    dx, _ = k.batch_norm_act_backward(x, x, p.affine, torch.zeros(4, 8), None, None, None, *RELU, 0)
     assert dx.shape == x.shape
     masked, sums = k.masked_grad(x, x)
     assert masked.shape == x.shape
     assert torch.equal(sums, torch.zeros(8))
     assert torch.equal(k.masked_grad_(x, x, x), torch.zeros(8))
-    assert k.batch_norm_act_backward_(x, x, p.affine, torch.zeros(4, 8), None, True, True).shape == x.shape
+    assert k.batch_norm_act_backward_(x, x, p.affine, torch.zeros(4, 8), None, *RELU, True).shape == x.shape
 
 
 @pytest.mark.parametrize("rows", [1, 63, 64, 200, 12544, 802816, 2**31 + 5])

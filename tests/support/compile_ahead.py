@@ -1,10 +1,11 @@
 """Compile every Triton kernel that a training step launches, for a GPU that is not there, and report what came out.
 
-    python tests/support/compile_ahead.py 90 bfloat16 64 2048 64x256
+    python tests/support/compile_ahead.py 90 bfloat16 64 2048 64x256 64:silu
 
 The operations are called on meta tensors of a ResNet-50's shapes; every launch is made a compile.  Printed is one line
 of JSON for each kernel: registers, spilled bytes, shared memory, warps, blocks a multiprocessor, instructions.  The
-numbers behind the dtype are channels, or the inputs and outputs of a 1×1 convolution.
+numbers behind the dtype are channels, with an activation's name for the kernels that it is in alone; or the inputs and
+outputs of a 1×1 convolution.
 """
 
 import collections
@@ -21,7 +22,9 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import driver, jit
 
 from fused_resnet import ops
+from fused_resnet.ops import activation as activations
 from fused_resnet.ops import batch_norm_act, batch_norm_act_pool, launch, pointwise_conv, pointwise_conv_norm
+from fused_resnet.ops.activation import NONE, RELU, Act
 
 REGISTERS, THREADS = 65536, 2048
 SHARED_BYTES = {80: 164 << 10, 86: 100 << 10, 89: 100 << 10, 90: 228 << 10, 100: 228 << 10, 120: 100 << 10}
@@ -59,28 +62,42 @@ def launches(k, dtype: torch.dtype, channels: int) -> None:
     k.batch_norm_affine(moments, weight, bias, 1e-5)
     k.batch_norm_merge(torch.empty(64, 2 * channels + 1, device="meta"), weight, bias, 1e-5)  # of 64 processes
     for branch in [(None, None), (residual, None), (residual, affine)]:
-        k.batch_norm_act(x, affine, *branch, True)
-    k.batch_norm_act(x, affine, residual, affine, False)
+        k.batch_norm_act(x, affine, *branch, *RELU)
+    k.batch_norm_act(x, affine, residual, affine, *NONE)
     # what option A adds to a block's end: half of the channels, from an eighth of them on
     half = residual[:, : channels // 2].contiguous(memory_format=torch.channels_last)
-    k.batch_norm_act(x, affine, half, None, True, channels // 8)
-    sums = k.batch_norm_act_reduce(grad, x, moments, affine, z, residual, moments, True)
-    k.batch_norm_act_reduce(grad, x, moments, affine, z, None, None, True)
-    k.batch_norm_act_reduce(grad, x, moments, affine, None, None, None, True)
+    k.batch_norm_act(x, affine, half, None, *RELU, channels // 8)
+    sums = k.batch_norm_act_reduce(grad, x, moments, affine, z, residual, moments, *RELU)
+    k.batch_norm_act_reduce(grad, x, moments, affine, z, None, None, *RELU)
+    k.batch_norm_act_reduce(grad, x, moments, affine, None, None, None, *RELU)
     _, _, coefficients = k.batch_norm_coefficients(sums, 0, moments, weight, 1e-5, 1000, True)
     _, _, frozen = k.batch_norm_coefficients(sums, 1, moments, weight, 1e-5, 1000, False)
     for branch, part in [((None, None), (0,)), ((residual, coefficients), (0,)), ((None, None), (channels,))]:
-        k.batch_norm_act_backward(grad, x, affine, coefficients, z, *branch, True, *part)
-    k.batch_norm_act_backward(grad, x, affine, coefficients, z, None, None, True, channels // 2, channels // 8)
-    k.batch_norm_act_backward(grad, x, affine, frozen, z, None, None, True, 0)
+        k.batch_norm_act_backward(grad, x, affine, coefficients, z, *branch, *RELU, *part)
+    k.batch_norm_act_backward(grad, x, affine, coefficients, z, None, None, *RELU, channels // 2, channels // 8)
+    k.batch_norm_act_backward(grad, x, affine, frozen, z, None, None, *RELU, 0)
     for wants_activation in (False, True):
-        k.batch_norm_act_backward_(grad, x, affine, coefficients, None, True, wants_activation)
+        k.batch_norm_act_backward_(grad, x, affine, coefficients, None, *RELU, wants_activation)
     k.masked_grad(grad, z)
     k.masked_grad_(grad, residual, z)
-    k.add_masked_(x, grad, z, True)
+    k.add_masked_(x, grad, z)
     geometry = [3, 3], [2, 2], [1, 1]
-    pooled, index = k.batch_norm_act_pool(x, affine, True, *geometry)
+    pooled, index = k.batch_norm_act_pool(x, affine, *RELU, *geometry)
     k.max_pool_backward(pooled, index, [SIZE, SIZE], *geometry)
+
+
+def activation_launches(k, dtype: torch.dtype, channels: int, act: Act) -> None:
+    """Call the operations that an activation is in, inside a block and at its end."""
+    x, grad, z, residual = (activation(channels, dtype) for _ in range(4))
+    moments, affine, coefficients = (torch.empty(rows, channels, device="meta") for rows in (3, 2, 4))
+    for side in (None, residual):
+        k.batch_norm_act(x, affine, side, None, *act)
+    for preactivation in (None, z):
+        k.batch_norm_act_reduce(grad, x, moments, affine, preactivation, None, None, *act)
+    k.batch_norm_act_backward_(grad, x, affine, coefficients, None, *act, False)
+    k.batch_norm_act_backward_(grad, x, affine, coefficients, None, *act, True)
+    k.batch_norm_act_backward(grad, x, affine, coefficients, z, None, None, *act, channels)
+    k.batch_norm_act_pool(x, affine, *act, [3, 3], [2, 2], [1, 1])
 
 
 def pointwise_launches(dtype: torch.dtype, inputs: int, outputs: int) -> None:
@@ -91,9 +108,11 @@ def pointwise_launches(dtype: torch.dtype, inputs: int, outputs: int) -> None:
     x_affine, affine = torch.empty(2, inputs, device="meta"), torch.empty(2, outputs, device="meta")
     weight, bias = affine.unbind()
     for branch in [(None, None), (grad, None), (grad, affine)]:
-        _, moments, _, gram = k.pointwise_conv_norm_act(x, x_affine, True, w, weight, bias, 1e-5, *branch, True)
+        _, moments, _, gram = k.pointwise_conv_norm_act(x, x_affine, RELU, w, weight, bias, 1e-5, *branch, RELU)
     for x_moments in [None, torch.empty(3, inputs, device="meta")]:
-        k.pointwise_conv_norm_backward(grad, weight, x, x_affine, x_moments, True, w, moments, gram, weight, 1e-5, True)
+        k.pointwise_conv_norm_backward(
+            grad, weight, x, x_affine, x_moments, RELU, w, moments, gram, weight, 1e-5, True
+        )  # fmt: skip
     # the convolution at the block's other end has as many inputs as this one has outputs
     k = ops.triton_kernels(pointwise_conv)
     w = torch.empty(inputs, outputs, 1, 1, dtype=dtype, device="meta")
@@ -150,6 +169,9 @@ def main(capability: int, dtype: torch.dtype, all_channels: list[str]) -> None:
         compiled.clear()
         if "x" in channels:
             pointwise_launches(dtype, *map(int, channels.split("x")))
+        elif ":" in channels:
+            count, name = channels.split(":")
+            activation_launches(k, dtype, int(count), activations.EXAMPLES[activations.Kind[name.upper()]])
         else:
             launches(k, dtype, int(channels))
         for kernel in compiled.values():

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from fused_resnet.ops.activation import RELU
 from fused_resnet.ops.pointwise_conv_norm import reference
 from tests.support.pointwise_problem import Problem, assert_backward, assert_forward
 
@@ -31,14 +32,14 @@ def problem():
 
 
 def test_the_definition_passes(problem):
-    assert_forward(reference, problem, True)
+    assert_forward(reference, problem, RELU)
     assert_backward(reference, problem)
 
 
 @pytest.mark.parametrize("result", range(3), ids=["z", "moments", "affine"])
 def test_a_wrong_forward_fails(problem, result):
     with pytest.raises(AssertionError, match="less accurate than stock"):
-        assert_forward(spoiled(OPERATIONS[0], result), problem, True)
+        assert_forward(spoiled(OPERATIONS[0], result), problem, RELU)
 
 
 @pytest.mark.parametrize("result", range(4), ids=["du", "dW", "dγ", "sums"])

@@ -107,7 +107,8 @@ OPERATIONS = {
     ),
     "batch_norm_affine": ("(Tensor moments, Tensor? weight, Tensor? bias, float eps) -> Tensor", _fake_affine),
     "batch_norm_act": (
-        f"(Tensor x, Tensor affine, Tensor? residual, Tensor? residual_affine, {ACT}, int residual_channel=0) -> Tensor",
+        f"(Tensor x, Tensor affine, Tensor? residual, Tensor? residual_affine, {ACT}, int residual_channel=0)"
+        " -> Tensor",
         _fake_act,
     ),
     "batch_norm_act_": (

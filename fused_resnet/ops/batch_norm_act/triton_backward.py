@@ -1,4 +1,4 @@
-"""Batch norm, optional second branch and ReLU on a GPU, backward: the reference's functions as Triton kernels.
+"""Batch norm, optional second branch and activation on a GPU, backward: the reference's functions as Triton kernels.
 
 Activations, and what they are computed in, are those of ``triton_forward.py``.
 """
@@ -11,8 +11,9 @@ from torch import Tensor
 from fused_resnet.ops.batch_norm_act import config
 from fused_resnet.ops.batch_norm_act.triton_pieces import in_part, one_pass, part_of_channels
 from fused_resnet.ops.launch import ceil_div, multiprocessors
+from fused_resnet.ops.triton_activation import NONE, act, act_grad, relu_grad
 from fused_resnet.ops.triton_merge import add_parts
-from fused_resnet.ops.triton_pieces import act, relu_grad, scale_shift, split_program
+from fused_resnet.ops.triton_pieces import scale_shift, split_program
 
 __all__ = [
     "add_masked_",
@@ -42,7 +43,9 @@ def _reduce_kernel(
     C,
     parts,
     rows_per_part,
-    RELU: tl.constexpr,
+    ACT: tl.constexpr,
+    ALPHA: tl.constexpr,
+    BETA: tl.constexpr,
     Z: tl.constexpr,
     RESIDUAL: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -68,11 +71,9 @@ def _reduce_kernel(
         inside = (rows < end)[:, None] & mask[None, :]
         values = tl.load(x + at, inside, 0.0).to(tl.float32)
         masked = tl.load(grad + at, inside, 0.0).to(tl.float32)  # 0 outside: such a row adds nothing
-        if RELU:
-            if Z:
-                masked = relu_grad(masked, tl.load(z + at, inside, 0.0).to(tl.float32))
-            else:
-                masked = relu_grad(masked, scale_shift(values, affine, C, columns, mask))
+        if ACT != NONE:
+            value = tl.load(z + at, inside, 0.0).to(tl.float32) if Z else scale_shift(values, affine, C, columns, mask)
+            masked = act_grad(masked, value, ACT, ALPHA, BETA)
         total += masked
         centred += masked * (values - mean[None, :])
         if RESIDUAL:
@@ -186,7 +187,9 @@ def _backward_kernel(
     second,
     M,
     C,
-    RELU: tl.constexpr,
+    ACT: tl.constexpr,
+    ALPHA: tl.constexpr,
+    BETA: tl.constexpr,
     Z: tl.constexpr,
     RESIDUAL: tl.constexpr,
     WRITE_MASKED: tl.constexpr,
@@ -210,8 +213,10 @@ def _backward_kernel(
     values = tl.load(x + at, inside, 0.0).to(tl.float32)
     masked = tl.load(grad + at, inside, 0.0).to(tl.float32)
     value = scale_shift(values, affine, C, columns, mask)  # the compiler leaves out what nobody asks for
-    if RELU:
-        masked = relu_grad(masked, tl.load(z + at, inside, 0.0).to(tl.float32) if Z else value)
+    if ACT != NONE:
+        if Z:
+            value = tl.load(z + at, inside, 0.0).to(tl.float32)
+        masked = act_grad(masked, value, ACT, ALPHA, BETA)
     result = _input_gradient(masked, values, coefficients, C, columns, mask, BATCH_STATS)
     tl.store(dx + at, result.to(dx.dtype.element_ty), inside)
     if RESIDUAL:
@@ -223,7 +228,7 @@ def _backward_kernel(
             at, inside = in_part(rows, columns, inside, PART_CHANNEL, PART_CHANNELS)
         tl.store(second + at, masked.to(second.dtype.element_ty), inside)
     if WRITE_ACTIVATION:
-        tl.store(second + at, act(value, RELU).to(second.dtype.element_ty), inside)
+        tl.store(second + at, act(value, ACT, ALPHA, BETA).to(second.dtype.element_ty), inside)
 
 
 @triton.jit
@@ -249,7 +254,9 @@ def batch_norm_act_reduce(
     z: Tensor | None,
     residual: Tensor | None,
     residual_moments: Tensor | None,
-    relu: bool,
+    act: int,
+    alpha: float,
+    beta: float,
 ) -> Tensor:
     """Compute ``ΣG`` and ``ΣG·(x − mean)`` of every channel, and of the second branch; sums [2, C] or [4, C]."""
     channels, two = x.shape[1], residual is not None
@@ -261,7 +268,8 @@ def batch_norm_act_reduce(
     partial = moments.new_empty(3 if two else 2, parts, channels)
     _reduce_kernel[parts * ceil_div(channels, cut.channels),](
         grad, x, moments, affine, z, residual, residual_moments, partial, rows, channels, parts, rows_per_part,
-        relu, z is not None, two, cut.rows, cut.channels, config.reduction_stages(x.itemsize), num_warps=cut.warps,
+        act, alpha, beta, z is not None, two, cut.rows, cut.channels, config.reduction_stages(x.itemsize),
+        num_warps=cut.warps,
     )  # fmt: skip
     add_parts(partial, sums)
     return sums
@@ -316,7 +324,9 @@ def batch_norm_act_backward(
     z: Tensor | None,
     residual: Tensor | None,
     residual_coefficients: Tensor | None,
-    relu: bool,
+    act: int,
+    alpha: float,
+    beta: float,
     masked_channels: int,
     masked_channel: int = 0,
 ) -> tuple[Tensor, Tensor]:
@@ -327,8 +337,8 @@ def batch_norm_act_backward(
     else:
         second = torch.empty_like(grad[:, :masked_channels]) if masked_channels else grad.new_empty(0)
     _launch_backward(
-        grad, x, affine, coefficients, z, residual, residual_coefficients, dx, second, relu, masked_channels,
-        masked_channel, False,
+        grad, x, affine, coefficients, z, residual, residual_coefficients, dx, second,
+        (act, alpha, beta), masked_channels, masked_channel, False,
     )  # fmt: skip
     return dx, second
 
@@ -339,7 +349,9 @@ def batch_norm_act_backward_(
     affine: Tensor,
     coefficients: Tensor,
     z: Tensor | None,
-    relu: bool,
+    act: int,
+    alpha: float,
+    beta: float,
     wants_activation: bool,
 ) -> Tensor:
     """Compute ``dx`` into ``grad``, which is lost, and ``act(a·x + b)`` or nothing.
@@ -347,7 +359,9 @@ def batch_norm_act_backward_(
     Every element is read before it is written, by one thread.
     """
     activation = torch.empty_like(x) if wants_activation else x.new_empty(0)
-    _launch_backward(grad, x, affine, coefficients, z, None, None, grad, activation, relu, 0, 0, wants_activation)
+    _launch_backward(
+        grad, x, affine, coefficients, z, None, None, grad, activation, (act, alpha, beta), 0, 0, wants_activation
+    )
     return activation
 
 
@@ -361,7 +375,7 @@ def _launch_backward(
     residual_coefficients: Tensor | None,
     dx: Tensor,
     second: Tensor,
-    relu: bool,
+    act: tuple[int, float, float],
     masked_channels: int,
     masked_channel: int,
     wants_activation: bool,
@@ -370,16 +384,16 @@ def _launch_backward(
     if grid:
         _backward_kernel[grid,](
             grad, x, affine, coefficients, z, residual, residual_coefficients, dx, second, rows, channels,
-            relu, z is not None, residual is not None, masked_channels > 0 and residual is None, wants_activation,
+            *act, z is not None, residual is not None, masked_channels > 0 and residual is None, wants_activation,
             coefficients.shape[0] == 4, residual_coefficients is not None and residual_coefficients.shape[0] == 4,
             *part_of_channels(masked_channel, masked_channels, channels), cut.rows, cut.channels, num_warps=cut.warps,
         )  # fmt: skip
 
 
-def add_masked_(dx: Tensor, grad: Tensor, z: Tensor | None, relu: bool) -> None:
-    """Add ``G`` to ``dx`` in place."""
+def add_masked_(dx: Tensor, grad: Tensor, z: Tensor | None) -> None:
+    """Add ``grad``, or its ``G`` where there is ``z``, to ``dx`` in place."""
     numel = dx.numel()
     if numel:
         _add_masked_kernel[ceil_div(numel, config.FLAT_ELEMENTS),](
-            dx, grad, z, numel, relu and z is not None, config.FLAT_ELEMENTS, num_warps=config.FLAT_WARPS
+            dx, grad, z, numel, z is not None, config.FLAT_ELEMENTS, num_warps=config.FLAT_WARPS
         )

@@ -1,4 +1,4 @@
-"""Batch norm, optional second branch and ReLU on a GPU, forward: the reference's functions as Triton kernels.
+"""Batch norm, optional second branch and activation on a GPU, forward: the reference's functions as Triton kernels.
 
 An activation is channels_last, i.e. a row-major matrix [M, C] of M = N·H·W rows; s is the size of an element.  All
 arithmetic is in float32, the per-channel steps are in float64.  What is named here is defined in ``reference.py``.
@@ -13,8 +13,9 @@ from fused_resnet.ops.batch_norm_act import config
 from fused_resnet.ops.batch_norm_act.reference import update_running_stats_
 from fused_resnet.ops.batch_norm_act.triton_pieces import in_part, one_pass, part_of_channels
 from fused_resnet.ops.launch import ceil_div, multiprocessors, power_of_two
+from fused_resnet.ops.triton_activation import act
 from fused_resnet.ops.triton_merge import MERGED_CHANNELS, merge_moments, store_merged
-from fused_resnet.ops.triton_pieces import act, scale_shift, split_program, store_affine
+from fused_resnet.ops.triton_pieces import scale_shift, split_program, store_affine
 
 __all__ = [
     "batch_norm_act",
@@ -113,7 +114,9 @@ def _act_kernel(
     C,
     RESIDUAL: tl.constexpr,
     RESIDUAL_AFFINE: tl.constexpr,
-    RELU: tl.constexpr,
+    ACT: tl.constexpr,
+    ALPHA: tl.constexpr,
+    BETA: tl.constexpr,
     PART_CHANNEL: tl.constexpr,
     PART_CHANNELS: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -137,7 +140,7 @@ def _act_kernel(
         if RESIDUAL_AFFINE:
             side = scale_shift(side, residual_affine, C, columns, mask)
         value += side
-    tl.store(z + at, act(value, RELU).to(z.dtype.element_ty), inside)
+    tl.store(z + at, act(value, ACT, ALPHA, BETA).to(z.dtype.element_ty), inside)
 
 
 # ---- the functions of reference.py
@@ -185,20 +188,28 @@ def batch_norm_act(
     affine: Tensor,
     residual: Tensor | None,
     residual_affine: Tensor | None,
-    relu: bool,
+    act: int,
+    alpha: float,
+    beta: float,
     residual_channel: int = 0,
 ) -> Tensor:
     """Compute ``z = act(a·x + b + R)``."""
     z = torch.empty_like(x)
-    _launch_act(x, affine, residual, residual_affine, z, relu, residual_channel)
+    _launch_act(x, affine, residual, residual_affine, z, (act, alpha, beta), residual_channel)
     return z
 
 
 def batch_norm_act_(
-    x: Tensor, affine: Tensor, residual: Tensor | None, residual_affine: Tensor | None, relu: bool
+    x: Tensor,
+    affine: Tensor,
+    residual: Tensor | None,
+    residual_affine: Tensor | None,
+    act: int,
+    alpha: float,
+    beta: float,
 ) -> None:
     """Compute ``z`` into ``x``, which is lost: every element is read before it is written, by one thread."""
-    _launch_act(x, affine, residual, residual_affine, x, relu, 0)
+    _launch_act(x, affine, residual, residual_affine, x, (act, alpha, beta), 0)
 
 
 def _launch_act(
@@ -207,7 +218,7 @@ def _launch_act(
     residual: Tensor | None,
     residual_affine: Tensor | None,
     z: Tensor,
-    relu: bool,
+    act: tuple[int, float, float],
     residual_channel: int,
 ) -> None:
     rows, channels, cut, grid = one_pass(x)
@@ -215,5 +226,5 @@ def _launch_act(
     if grid:
         _act_kernel[grid,](
             x, affine, residual, residual_affine, z, rows, channels, residual is not None, residual_affine is not None,
-            relu, *part, cut.rows, cut.channels, num_warps=cut.warps,
+            *act, *part, cut.rows, cut.channels, num_warps=cut.warps,
         )  # fmt: skip

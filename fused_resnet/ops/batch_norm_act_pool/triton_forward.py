@@ -1,4 +1,4 @@
-"""Batch norm, ReLU and max pool on a GPU, forward: the reference's function as a Triton kernel.
+"""Batch norm, activation and max pool on a GPU, forward: the reference's function as a Triton kernel.
 
 Activations are channels_last, s is the size of an element.  A program has some positions and all or some of their
 channels; the rows of the input that neighbouring windows share are found in the caches.
@@ -11,7 +11,8 @@ from torch import Tensor
 
 from fused_resnet.ops.batch_norm_act_pool import config
 from fused_resnet.ops.launch import ceil_div
-from fused_resnet.ops.triton_pieces import act, split_program
+from fused_resnet.ops.triton_activation import act
+from fused_resnet.ops.triton_pieces import split_program
 
 __all__ = ["batch_norm_act_pool"]
 
@@ -31,7 +32,9 @@ def _pool_kernel(
     W,
     OH,
     OW,
-    RELU: tl.constexpr,
+    ACT: tl.constexpr,
+    ALPHA: tl.constexpr,
+    BETA: tl.constexpr,
     KH: tl.constexpr,
     KW: tl.constexpr,
     SH: tl.constexpr,
@@ -63,7 +66,8 @@ def _pool_kernel(
             there = inside & (h >= 0) & (h < H) & (w >= 0) & (w < W)
             at = ((image + h) * W + w)[:, None] * C + columns[None, :]
             exists = there[:, None] & mask[None, :]
-            value = act(tl.load(x + at, exists, 0.0).to(tl.float32) * a[None, :] + b[None, :], RELU)
+            value = tl.load(x + at, exists, 0.0).to(tl.float32) * a[None, :] + b[None, :]
+            value = act(value, ACT, ALPHA, BETA)
             # ties are decided among values as they would have been stored
             value = value.to(z.dtype.element_ty).to(tl.float32)
             wins = exists & ((value > best) | (value != value))
@@ -79,7 +83,14 @@ def _pool_kernel(
 
 
 def batch_norm_act_pool(
-    x: Tensor, affine: Tensor, relu: bool, kernel_size: list[int], stride: list[int], padding: list[int]
+    x: Tensor,
+    affine: Tensor,
+    act: int,
+    alpha: float,
+    beta: float,
+    kernel_size: list[int],
+    stride: list[int],
+    padding: list[int],
 ) -> tuple[Tensor, Tensor]:
     """Compute ``maxpool(act(a·x + b))`` and the one-byte index of every maximum."""
     n, channels, height, width = x.shape
@@ -94,6 +105,6 @@ def batch_norm_act_pool(
     if z.numel():
         _pool_kernel[ceil_div(positions, cut.rows) * ceil_div(channels, cut.channels),](
             x, affine, z, index, positions, channels, height, width, out_height, out_width,
-            relu, *kernel_size, *stride, *padding, cut.rows, cut.channels, num_warps=cut.warps,
+            act, alpha, beta, *kernel_size, *stride, *padding, cut.rows, cut.channels, num_warps=cut.warps,
         )  # fmt: skip
     return z, index

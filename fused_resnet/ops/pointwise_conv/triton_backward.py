@@ -11,8 +11,9 @@ from torch import Tensor
 from fused_resnet.ops.launch import ceil_div, float32_precision, multiprocessors
 from fused_resnet.ops.pointwise_conv import config
 from fused_resnet.ops.pointwise_conv.triton_pieces import column_sums, row_pairs
+from fused_resnet.ops.triton_activation import relu_grad
 from fused_resnet.ops.triton_merge import add_parts
-from fused_resnet.ops.triton_pieces import matrix_tile, relu_grad, split_program
+from fused_resnet.ops.triton_pieces import matrix_tile, split_program
 
 __all__ = ["pointwise_conv_add_grad_"]
 

@@ -1,9 +1,9 @@
 """A 1×1 convolution and its batch norm whose output ``y`` is never kept, in plain torch: the definition.
 
 ``u`` is the convolution's input: ``x`` itself, or ``act(a·x + b)`` where ``x`` is the raw output of the convolution
-before and ``x_affine`` its scale and shift; that ``act`` is a ReLU, or none.  ``y = u·Wᵀ`` at every pixel, with K inputs and N outputs.  Batch norm's
-backward is linear in ``y``, hence in ``u``, so that N channels need not be kept where K do (``c`` is any vector; the
-mean of ``u`` keeps the most digits, and then ``Σ(u − c)`` is 0):
+before and ``x_affine`` its scale and shift; that ``act`` is a ReLU, or none.  ``y = u·Wᵀ`` at every pixel, with K
+inputs and N outputs.  Batch norm's backward is linear in ``y``, hence in ``u``, so that N channels need not be kept
+where K do (``c`` is any vector; the mean of ``u`` keeps the most digits, and then ``Σ(u − c)`` is 0):
 
 =====================================  =================================================================
 ``R = Gᵀ(u − c)``, [N, K]              a weight gradient of the masked gradient ``G``

@@ -9,6 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from fused_resnet.ops.activation import Act
 from fused_resnet.ops.launch import ceil_div, float32_precision, multiprocessors
 from fused_resnet.ops.pointwise_conv.config import in_parts
 from fused_resnet.ops.pointwise_conv_norm import config
@@ -16,11 +17,13 @@ from fused_resnet.ops.pointwise_conv_norm.triton_gram import (
     centred_tile,
     covariance_tile,
     gram_of,
+    is_relu,
     missed_mean,
     prologue_of,
 )
+from fused_resnet.ops.triton_activation import relu_grad
 from fused_resnet.ops.triton_merge import add_parts
-from fused_resnet.ops.triton_pieces import matrix_tile, relu_grad, scale_shift, split_program
+from fused_resnet.ops.triton_pieces import matrix_tile, scale_shift, split_program
 
 __all__ = ["pointwise_conv_norm_backward"]
 
@@ -257,7 +260,7 @@ def pointwise_conv_norm_backward(
     x: Tensor,
     x_affine: Tensor | None,
     x_moments: Tensor | None,
-    x_relu: bool,
+    x_act: Act,
     conv_weight: Tensor,
     moments: Tensor,
     gram: Tensor,
@@ -267,7 +270,7 @@ def pointwise_conv_norm_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Compute du, dW [N, K, 1, 1] and dγ [N] from ``G`` and ``ΣG``, and the sums [2, K] of the norm in front."""
     outputs, inputs = conv_weight.shape[:2]
-    rows = x.numel() // inputs
+    rows, x_relu = x.numel() // inputs, is_relu(x_act)
     sums = moments.new_empty(1, inputs * outputs)
     if rows == 0:
         sums.zero_()

@@ -10,16 +10,19 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from fused_resnet.ops.activation import Act
 from fused_resnet.ops.launch import ceil_div, float32_precision
 from fused_resnet.ops.pointwise_conv_norm import config
 from fused_resnet.ops.pointwise_conv_norm.triton_gram import (
     centred_tile,
     covariance_tile,
     gram_of,
+    is_relu,
     missed_mean,
     prologue_of,
 )
-from fused_resnet.ops.triton_pieces import act, matrix_tile, scale_shift, store_affine, weight_tile
+from fused_resnet.ops.triton_activation import relu
+from fused_resnet.ops.triton_pieces import matrix_tile, scale_shift, store_affine, weight_tile
 
 __all__ = ["pointwise_conv_norm_act"]
 
@@ -131,7 +134,8 @@ def _fprop_act_kernel(
             if RESIDUAL_AFFINE:
                 side = scale_shift(side, residual_affine, N, columns, mask)
             value += side
-        value = act(value, RELU)
+        if RELU:
+            value = relu(value)
         tl.store(z + at, value.to(z.dtype.element_ty), inside)
 
 
@@ -141,17 +145,18 @@ def _fprop_act_kernel(
 def pointwise_conv_norm_act(
     x: Tensor,
     x_affine: Tensor | None,
-    x_relu: bool,
+    x_act: Act,
     conv_weight: Tensor,
     weight: Tensor | None,
     bias: Tensor | None,
     eps: float,
     residual: Tensor | None,
     residual_affine: Tensor | None,
-    relu: bool,
+    act: Act,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Compute ``z = act(a·(u·Wᵀ) + b + R)``, moments [3, N], affine [2, N], and ``vᵀv`` and ``Σv``, gram [K·K + K]."""
     outputs, inputs = conv_weight.shape[:2]
+    x_relu, z_relu = is_relu(x_act), is_relu(act)
     z = torch.empty(
         (x.shape[0], outputs, *x.shape[2:]), dtype=x.dtype, device=x.device, memory_format=torch.channels_last
     )
@@ -170,7 +175,7 @@ def pointwise_conv_norm_act(
     cut = config.apply(inputs, outputs, x.itemsize, residual_affine is not None)
     _fprop_act_kernel[ceil_div(rows, cut.rows),](
         x, prologue, w, centred, residual, residual_affine, z, rows, inputs, outputs,
-        residual is not None, residual_affine is not None, relu,
+        residual is not None, residual_affine is not None, z_relu,
         precision, cut.rows, cut.columns, cut.depth, inputs <= cut.depth, cut.stages,
         num_warps=cut.warps, maxnreg=cut.registers,
     )  # fmt: skip

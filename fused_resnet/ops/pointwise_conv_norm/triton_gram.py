@@ -10,11 +10,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from fused_resnet.ops.activation import NONE, RELU, Act
 from fused_resnet.ops.launch import ceil_div, float32_precision, multiprocessors
 from fused_resnet.ops.pointwise_conv.config import in_parts
 from fused_resnet.ops.pointwise_conv_norm import config
+from fused_resnet.ops.triton_activation import relu
 from fused_resnet.ops.triton_merge import add_parts
-from fused_resnet.ops.triton_pieces import act, matrix_tile, scale_shift
+from fused_resnet.ops.triton_pieces import matrix_tile, scale_shift
 
 # ---- the pieces that kernels share
 
@@ -76,7 +78,9 @@ def _centre_kernel(
     if AFFINE:
         a = tl.load(x_affine + columns, mask, 0.0)
         b = tl.load(x_affine + K + columns, mask, 0.0)
-        u = act(u * a[None, :] + b[None, :], RELU)
+        u = u * a[None, :] + b[None, :]
+        if RELU:
+            u = relu(u)
     u = tl.where(exists, u, 0.0)
     c = tl.sum(u, 0) / count.to(tl.float32)
     power = (tl.max(tl.abs(u), 0).to(tl.int32, bitcast=True) & 0x7F800000).to(tl.float32, bitcast=True)
@@ -140,6 +144,15 @@ def _gram_kernel(
 
 
 # ---- their launches
+
+
+def is_relu(act: Act) -> bool:
+    """Return whether an activation is a ReLU; of the others these kernels know none but the identity."""
+    if act not in (NONE, RELU):
+        raise ValueError(
+            f"act must be none or relu beside a product that is not kept, got {Act(*act)}; keep its output"
+        )
+    return act == RELU
 
 
 def prologue_of(x: Tensor, x_affine: Tensor | None, x_relu: bool) -> Tensor:
