@@ -18,6 +18,7 @@ from tests.support.batch_norm_act import (
     DTYPES,
     LAYOUTS,
     RESIDUALS,
+    STOCK_ACTS,
     assert_accurate,
     make_arguments,
     run,
@@ -27,14 +28,16 @@ from tests.support.batch_norm_act import (
 # ---- accuracy --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("act", ["relu", "none"])
+@pytest.mark.parametrize("act", STOCK_ACTS)
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
 @pytest.mark.parametrize("residual", RESIDUALS)
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize(("engine", "dtype"), CASES)
 def test_every_variant_is_as_accurate_as_stock(engine, dtype, layout, residual, training, act):
-    arguments = make_arguments((4, 24, 7, 9), dtype, layout=LAYOUTS[layout], residual=residual)
-    fused = assert_accurate(arguments, engine, training=training, act=act)
+    # of a few halves beside a kink of an activation, rounding decides which of its sides they fall on
+    draws = 8 if dtype.itemsize == 2 and act in ("relu6", "hardtanh", "hardswish") else 1
+    arguments = [make_arguments((4, 24, 7, 9), dtype, layout=LAYOUTS[layout], residual=residual) for _ in range(draws)]
+    fused = assert_accurate(arguments[0], engine, *arguments[1:], training=training, act=act)
     assert fused["z"].is_contiguous(memory_format=LAYOUTS[layout])
     assert fused["x.grad"].is_contiguous(memory_format=LAYOUTS[layout])
 
@@ -235,7 +238,7 @@ X = torch.randn(2, 4, 3, 3)
         ({"weight": torch.ones(4, device="meta")}, ValueError, r"weight must be on the device of x, cpu, got meta"),
         ({"running_mean": torch.ones(4)}, ValueError, "running_mean and running_var must be given both or neither"),
         ({"training": False}, ValueError, "running_mean and running_var are needed with training=False"),
-        ({"act": "gelu"}, ValueError, "act must be one of 'relu', 'none', got 'gelu'"),
+        ({"act": "tanh"}, ValueError, "act must be an Act or one of 'none', 'relu', .* got 'tanh'"),
         ({"engine": "cuda graphs"}, ValueError, r"engine must be one of .*got 'cuda graphs'"),
         ({"residual": torch.randn(2, 4, 3, 1)}, ValueError, r"residual must have the shape.*4, 3, 3\).*4, 3, 1\)"),
         ({"residual": X.double()}, ValueError, r"residual must have the .*dtype.*torch.float32.*torch.float64"),

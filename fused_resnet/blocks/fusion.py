@@ -60,7 +60,7 @@ class Kept(NamedTuple):
     module: nn.Module
     plan: Plan
     snapshot: Snapshot
-    forwards: dict[type, Any]  # of the layers' classes that are not torch's own
+    forwards: dict[Any, Any]  # of the layers' classes that are not torch's own
     chains: list[PreparedChain | str]
 
     def serve(self, module: nn.Module, plan: Plan) -> bool:
@@ -70,7 +70,7 @@ class Kept(NamedTuple):
             and self.plan is plan
             and self.snapshot.holds()
             and not why_not_world(plan)
-            and all([cls.forward is forward for cls, forward in self.forwards.items()])  # noqa: C419 (half the time)
+            and all([of.forward is forward for of, forward in self.forwards.items()])  # noqa: C419 (half the time)
             and not any(why_not_read(module, container) for container in plan.containers)
         )
 
@@ -94,5 +94,5 @@ def _keep(module: nn.Module, plan: Plan, chains: list[PreparedChain | str]) -> K
     if any(isinstance(value, (list, Tensor)) for layer in layers for value in vars(layer).values()):
         return None
     inside = {path[:n] for path in (*paths, *(c.path for c in plan.containers)) for n in range(len(path) + 1)}
-    forwards: dict[type, Any] = {type(m): type(m).forward for m in layers if not type(m).__module__.startswith("torch.")}
+    forwards: dict[Any, Any] = {type(m): type(m).forward for m in layers if not type(m).__module__.startswith("torch.")}
     return Kept(module, plan, Snapshot.of(child(module, path) for path in inside), forwards, chains)

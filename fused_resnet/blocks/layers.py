@@ -35,8 +35,11 @@ def layer_class(module: nn.Module) -> type:
 
 def _changes_nothing(cls: type, base: type) -> bool:
     """Whether a class, such as one that only has another ``__init__``, computes what a class of torch's does."""
-    own = cls.__mro__[: cls.__mro__.index(base)]
-    return not any(vars(c).keys() - _OF_ANY_CLASS & {*dir(base)} for c in own)
+    own = [vars(c) for c in cls.__mro__[: cls.__mro__.index(base)]]
+    held = {*dir(base), *_HELD_BY_LAYERS}
+    return not any(
+        name in held - _OF_ANY_CLASS or isinstance(value, property) for names in own for name, value in names.items()
+    )
 
 
 def sizes(value: int | Sequence[int], dims: int) -> tuple[int, ...]:
@@ -152,6 +155,7 @@ def _is_called_as_stock() -> bool:
 _CALLED = (*CONVOLUTIONS, *BATCH_NORMS, *ACTIVATIONS)
 _LAYERS = (*_CALLED, nn.MaxPool2d)
 _BASES: dict[type, type] = {}
+_HELD_BY_LAYERS = {"weight", "bias", "running_mean", "running_var", "num_batches_tracked", "training"}
 # what a class has by being one, or may have without another way to compute
 _OF_ANY_CLASS = {
     *dir(type("", (), {})),

@@ -102,7 +102,7 @@ class Finder:
             elif not found:
                 return reason or plan
         main, *others = found
-        return dataclasses.replace(main, others=tuple(others))
+        return dataclasses.replace(main, others=tuple(others)) if others else main
 
     def _plan_of_call(
         self, module: nn.Module, shape: Hashable, training: bool, arguments: Mapping[str, str]

@@ -9,7 +9,9 @@ from torch.autograd import gradcheck, gradgradcheck
 from torch.utils.checkpoint import checkpoint
 
 import fused_resnet
+from fused_resnet.chain.spec import act_signature
 from fused_resnet.functional import batch_norm_act
+from fused_resnet.ops.activation import RELU
 from tests.support.accuracy import assert_as_accurate_as_stock, gradient_for
 from tests.support.chains import BASIC, BOTTLENECK, CHAINS, STAGES, Block, images, make
 
@@ -270,7 +272,7 @@ def test_synchronised_norms_are_refused():
     from fused_resnet.chain import autograd
     from fused_resnet.chain.spec import make_chain
 
-    unit = (None, True, True, True, "group", (1e-5).hex(), True)
+    unit = (None, True, True, True, "group", (1e-5).hex(), act_signature(RELU))
     chain = make_chain(((((unit,), None, None),), ("reference", "fast")))
     x, weight, bias = torch.randn(2, 3, 4, 4), torch.ones(3), torch.zeros(3)
     arguments = [t.requires_grad_() for t in (x, weight, bias)]

@@ -23,6 +23,17 @@ CASES = [
     for name, dtype in DTYPES.items()
     if engine != "cpu" or dtype in engines.CPU_DTYPES
 ]
+STOCK_ACTS = {
+    "none": lambda z: z,
+    "relu": F.relu,
+    "relu6": F.relu6,
+    "leaky_relu": F.leaky_relu,
+    "hardtanh": F.hardtanh,
+    "silu": F.silu,
+    "hardswish": F.hardswish,
+    "gelu": F.gelu,
+    "gelu_tanh": functools.partial(F.gelu, approximate="tanh"),
+}
 RESIDUALS = ["no residual", "residual", "residual norm"]
 
 
@@ -35,7 +46,7 @@ def stock_batch_norm_act(
         residual = F.batch_norm(residual, *residual_norm, training, momentum, eps)
     if residual is not None:
         z = z + residual
-    return F.relu(z) if act == "relu" else z
+    return STOCK_ACTS[act](z)
 
 
 def make_arguments(

@@ -13,7 +13,18 @@ class Block(nn.Module):
     """A BasicBlock or a Bottleneck, by the kernel sizes of its convolutions."""
 
     def __init__(
-        self, c_in, widths, kernels, *, stride=1, dilation=1, groups=1, bias=False, norm=nn.BatchNorm2d, before=None
+        self,
+        c_in,
+        widths,
+        kernels,
+        *,
+        stride=1,
+        dilation=1,
+        groups=1,
+        bias=False,
+        norm=nn.BatchNorm2d,
+        before=None,
+        act=nn.ReLU,
     ):
         super().__init__()
         layers, c = [], c_in
@@ -22,14 +33,14 @@ class Block(nn.Module):
             options = {"stride": stride} if i == strided else {}
             if kernel == 3:
                 options |= {"padding": dilation, "dilation": dilation, "groups": groups}
-            layers += [nn.Conv2d(c, width, kernel, bias=bias, **options), norm(width), nn.ReLU(inplace=True)]
+            layers += [nn.Conv2d(c, width, kernel, bias=bias, **options), norm(width), act(inplace=True)]
             c = width
         self.body = nn.Sequential(*layers[:-1])
         self.stride, self.before, self.after = stride, before, None if before is None else c - c_in - before
         self.project = None
         if before is None and (stride != 1 or c != c_in):
             self.project = nn.Sequential(nn.Conv2d(c_in, c, 1, stride, bias=bias), norm(c))
-        self.relu = nn.ReLU(inplace=True)
+        self.relu = act(inplace=True)
 
     def forward(self, x):
         out = self.body(x)
@@ -41,10 +52,10 @@ class Block(nn.Module):
 
 
 class Stem(nn.Module):
-    def __init__(self, pool):
+    def __init__(self, pool, act=None):
         super().__init__()
-        self.conv, self.bn, self.relu = nn.Conv2d(3, 16, 7, 2, 3, bias=False), nn.BatchNorm2d(16), nn.ReLU(inplace=True)
-        self.pool = pool
+        self.conv, self.bn = nn.Conv2d(3, 16, 7, 2, 3, bias=False), nn.BatchNorm2d(16)
+        self.relu, self.pool = act or nn.ReLU(inplace=True), pool
 
     def forward(self, x):
         return self.pool(self.relu(self.bn(self.conv(x))))
@@ -53,11 +64,11 @@ class Stem(nn.Module):
 class PreActivation(nn.Module):
     """The first unit has no convolution; nothing comes behind the add."""
 
-    def __init__(self):
+    def __init__(self, act=None):
         super().__init__()
         self.bn1, self.bn2 = nn.BatchNorm2d(16), nn.BatchNorm2d(8)
         self.conv1, self.conv2 = nn.Conv2d(16, 8, 1, bias=False), nn.Conv2d(8, 16, 3, padding=1, bias=False)
-        self.relu = nn.ReLU()
+        self.relu = act or nn.ReLU()
 
     def forward(self, x):
         return x + self.conv2(self.relu(self.bn2(self.conv1(self.relu(self.bn1(x))))))
@@ -141,6 +152,14 @@ CHAINS = {
     "pre-activation": PreActivation,
     "stem": lambda: Stem(nn.MaxPool2d(3, 2, 1)),
     "stem, pool 2x3": lambda: Stem(nn.MaxPool2d((2, 3), (1, 2), (1, 0))),
+    "silu, basic": lambda: Block(16, *BASIC, act=nn.SiLU),
+    "silu, bottleneck, projection": lambda: Block(8, *BOTTLENECK, stride=2, act=nn.SiLU),
+    "silu, option A": lambda: Block(5, (16, 19), (3, 3), stride=2, before=3, act=nn.SiLU),
+    "hardswish, pool": lambda: Stem(nn.MaxPool2d(3, 2, 1), nn.Hardswish()),
+    "relu6, basic": lambda: Block(8, *BASIC, act=nn.ReLU6),
+    "leaky relu, bottleneck": lambda: Block(16, *BOTTLENECK, act=nn.LeakyReLU),
+    "gelu, bottleneck": lambda: Block(16, *BOTTLENECK, act=lambda inplace: nn.GELU()),
+    "gelu by tanh, pre-activation": lambda: PreActivation(nn.GELU("tanh")),
     "norm, momentum None": lambda: Block(8, *BASIC, norm=lambda c: nn.BatchNorm2d(c, momentum=None)),
     "norm, not affine": lambda: Block(8, *BASIC, norm=lambda c: nn.BatchNorm2d(c, affine=False)),
     "norm, untracked": lambda: Block(8, *BASIC, norm=lambda c: nn.BatchNorm2d(c, track_running_stats=False)),
@@ -159,6 +178,7 @@ STAGES = {
         Block(24, (24, 24), (3, 3)),
     ],
     "option A, stride 1": lambda: [Block(16, *BASIC), Block(16, *BASIC_24, before=0)],
+    "silu": lambda: [Block(8, *BOTTLENECK, act=nn.SiLU), Block(16, *BASIC, act=nn.SiLU)],
     "basic behind bottleneck": lambda: [Block(16, *BOTTLENECK), Block(16, *BASIC)],
 }
 
