@@ -79,11 +79,10 @@ class Finder:
         if type(module).forward is nn.Module.forward:
             return "it has no forward"
         with_modes = [m for m in module.modules() if not is_primitive(m) or isinstance(m, _DropoutNd)]
-        shape = _shape(module)
         found: dict[bool, Plan | str] = {}
         for training in (True, False):
             with _in_mode(with_modes, training):
-                found[training] = self._plan(module, shape, training)
+                found[training] = self._plan(module, _shape(module), training)
         plans = {training: plan for training, plan in found.items() if isinstance(plan, Plan)}
         return plans or str(found[True])
 
