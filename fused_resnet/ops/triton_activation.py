@@ -67,7 +67,7 @@ def act_grad(grad, v, ACT: tl.constexpr, ALPHA: tl.constexpr, BETA: tl.constexpr
     elif ACT == HARDSWISH:
         grad = tl.where(v <= -3.0, 0.0, tl.where(v >= 3.0, grad, grad * (v * THIRD + 0.5)))
     elif ACT == GELU:
-        grad *= _normal(v) + v * (tl.exp(-0.5 * v * v) * DENSITY_AT_0)
+        grad *= _normal(v) + v * (tl.exp(-0.5 * (v * v)) * DENSITY_AT_0)
     elif ACT == GELU_TANH:
         # further out 1 − σ = 0 would be multiplied by an infinite v²
         v = tl.maximum(v, -SATURATED, propagate_nan=tl.PropagateNan.ALL)
@@ -75,7 +75,7 @@ def act_grad(grad, v, ACT: tl.constexpr, ALPHA: tl.constexpr, BETA: tl.constexpr
         odds = _odds(v)
         s = 1.0 / (1.0 + odds)
         # odds·σ is 1 − σ without what the difference would cancel, which v³ makes large
-        grad *= s * (1.0 + v * (odds * s) * (TWICE_ROOT + (3.0 * TWICE_ROOT * CUBIC) * v * v))
+        grad *= s * (1.0 + v * (odds * s) * (TWICE_ROOT + (3.0 * TWICE_ROOT * CUBIC) * (v * v)))
     return grad
 
 

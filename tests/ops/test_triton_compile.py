@@ -25,12 +25,22 @@ PRODUCTS = [(capability, "bfloat16", "64x256", "128x512") for capability in ("90
 PRODUCTS.append(("90", "float32", "64x256"))
 # a GPU whose blocks have 99 KB of shared memory, as those of sm_89 and sm_120
 SMALL = [("86", dtype, "64", "128x512") for dtype in ("float32", "bfloat16")]
-EVERY = RUNS + PRODUCTS + SMALL
+# the kernels that an activation is in, with those that cost most
+ACTIVATIONS = [(capability, "bfloat16", "64:silu", "64:gelu") for capability in ("80", "90", "100")]
+EVERY = RUNS + PRODUCTS + SMALL + ACTIVATIONS
 
 # blocks of a multiprocessor, and instructions an element (one pass) or in all (a loop), at the most
 PASSES = {"_act_kernel": (4, 14), "_backward_kernel": (3, 28), "_add_masked_kernel": (5, 12)}
 REDUCTIONS = {"_stats_kernel": (3, 1000), "_reduce_kernel": (1, 1100), "_masked_grad_kernel": (2, 680)}
 ELEMENTS_PER_THREAD = 32
+
+# with an activation: blocks of a multiprocessor, and instructions for SiLU and for GELU
+WITH_ACTIVATION = {
+    "_act_kernel": (5, 800, 1400),
+    "_reduce_kernel": (1, 960, 1350),
+    "_backward_kernel": (3, 1090, 1880),
+    "_pool_kernel": (2, 2450, 3700),
+}
 
 # warps that a multiprocessor holds with 64 and with 128 inputs on sm_90, and what multiplies
 PRODUCT_WARPS = {
@@ -97,6 +107,19 @@ def test_enough_blocks_fit_a_multiprocessor_and_instructions_stay_few(compiled, 
         else:
             continue
         assert kernel["blocks"] >= blocks, kernel
+
+
+@pytest.mark.parametrize("run", ACTIVATIONS, ids="-".join)
+def test_an_activation_spills_nothing_and_keeps_the_accesses_wide(compiled, run):
+    kernels = [kernel for kernel in compiled[run] if kernel["kernel"] in WITH_ACTIVATION]
+    assert len(kernels) == 2 * (2 + 2 + 3 + 1)
+    for kernel in kernels:
+        blocks, *instructions = WITH_ACTIVATION[kernel["kernel"]]
+        assert kernel["spilled"] == 0, kernel
+        assert kernel["blocks"] >= blocks, kernel
+        assert kernel["instructions"] <= instructions[kernel["channels"].endswith(":gelu")], kernel
+        name = "LDGSTS.E.BYPASS.128" if kernel["kernel"] == "_reduce_kernel" else "LDG.E.128"
+        assert kernel["global"][name] >= 6, kernel
 
 
 @pytest.mark.parametrize("run", SMALL, ids="-".join)
