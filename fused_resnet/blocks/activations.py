@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from fused_resnet.blocks.subclasses import layer_class
 from fused_resnet.ops.activation import RELU, Act, Kind
 
 SILU, HARDSWISH = Act(int(Kind.SILU)), Act(int(Kind.HARDSWISH))
@@ -37,7 +38,7 @@ def _always(act: Act) -> Callable[..., Act]:
     return lambda inplace=False: act
 
 
-# exact class -> what reads it off a module
+# torch's class -> what reads it off a module
 _OF_MODULE: dict[type, Callable[[Any], Act | None]] = {
     nn.ReLU: lambda _: RELU,
     nn.ReLU6: lambda m: _hardtanh(m.min_val, m.max_val),
@@ -70,7 +71,7 @@ def act_of_module(module: nn.Module) -> Act | None:
     cls = type(module)
     if cls.__module__ == "timm.layers.activations" and cls.forward.__module__ == cls.__module__:
         return _OF_TIMM.get(cls.__name__)
-    read = _OF_MODULE.get(cls)
+    read = _OF_MODULE.get(layer_class(module))
     return None if read is None else read(module)
 
 

@@ -5,8 +5,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from fused_resnet.blocks.guards import why_not_read, why_not_world
 from fused_resnet.blocks.frozen import is_frozen_norm
+from fused_resnet.blocks.guards import why_not_read, why_not_world
 from fused_resnet.blocks.layers import child
 from fused_resnet.blocks.plan import Plan
 from fused_resnet.blocks.prepare import PreparedChain, prepare

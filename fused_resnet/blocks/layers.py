@@ -10,6 +10,7 @@ from torch import nn
 from fused_resnet.blocks.activations import MODULES as ACTIVATIONS
 from fused_resnet.blocks.frozen import is_frozen_norm
 from fused_resnet.blocks.plan import Path
+from fused_resnet.blocks.subclasses import layer_class
 
 CONVOLUTIONS: dict[type, int] = {nn.Conv1d: 1, nn.Conv2d: 2, nn.Conv3d: 3}  # and their spatial dimensions
 BATCH_NORMS: dict[type, int | None] = {nn.BatchNorm1d: 1, nn.BatchNorm2d: 2, nn.BatchNorm3d: 3, nn.SyncBatchNorm: None}
@@ -22,24 +23,6 @@ def child(module: nn.Module, path: Path) -> Any:
     for name in path:
         module = getattr(module, name)
     return module
-
-
-def layer_class(module: nn.Module) -> type:
-    """Return torch's class whose layer a module is: its own, or the base of a class that changes nothing of it."""
-    cls = type(module)
-    base = _BASES.get(cls)
-    if base is None:
-        base = _BASES[cls] = next((of for of in _LAYERS if issubclass(cls, of) and _changes_nothing(cls, of)), cls)
-    return base if cls.forward is base.forward else cls  # type: ignore[attr-defined]
-
-
-def _changes_nothing(cls: type, base: type) -> bool:
-    """Whether a class, such as one that only has another ``__init__``, computes what a class of torch's does."""
-    own = [vars(c) for c in cls.__mro__[: cls.__mro__.index(base)]]
-    held = {*dir(base), *_HELD_BY_LAYERS}
-    return not any(
-        name in held - _OF_ANY_CLASS or isinstance(value, property) for names in own for name, value in names.items()
-    )
 
 
 def sizes(value: int | Sequence[int], dims: int) -> tuple[int, ...]:
@@ -153,18 +136,6 @@ def _is_called_as_stock() -> bool:
 
 
 _CALLED = (*CONVOLUTIONS, *BATCH_NORMS, *ACTIVATIONS)
-_LAYERS = (*_CALLED, nn.MaxPool2d)
-_BASES: dict[type, type] = {}
-_HELD_BY_LAYERS = {"weight", "bias", "running_mean", "running_var", "num_batches_tracked", "training"}
-# what a class has by being one, or may have without another way to compute
-_OF_ANY_CLASS = {
-    *dir(type("", (), {})),
-    "__init__",
-    "__constants__",
-    "__annotations__",
-    "extra_repr",
-    "reset_parameters",
-}
 _CONV2D, _CONV_FORWARD, _BATCH_NORM = nn.Conv2d.forward, nn.Conv2d._conv_forward, nn.BatchNorm2d.forward
 _CONV1D, _CONV1D_FORWARD, _F_CONV1D = nn.Conv1d.forward, nn.Conv1d._conv_forward, F.conv1d
 _CONV3D, _CONV3D_FORWARD, _F_CONV3D = nn.Conv3d.forward, nn.Conv3d._conv_forward, F.conv3d

@@ -11,7 +11,6 @@ from fused_resnet.blocks.layers import (
     CONVOLUTIONS,
     child,
     is_norm_act,
-    layer_class,
     norm_dims,
     padding_of,
     pair,
@@ -27,6 +26,7 @@ from fused_resnet.blocks.refusals import (
     why_not_plain,
     why_not_pool,
 )
+from fused_resnet.blocks.subclasses import layer_class
 from fused_resnet.chain.spec import Padded, act_signature
 from fused_resnet.chain.synchronized import group_name
 from fused_resnet.ops.activation import NONE, Act

@@ -20,11 +20,11 @@ from fused_resnet.blocks.layers import (
     child,
     is_batch_norm,
     is_inert,
-    layer_class,
     padding_of,
     pair,
 )
 from fused_resnet.blocks.plan import Path
+from fused_resnet.blocks.subclasses import layer_class
 
 NO_PLAN = "its forward is fused in the other mode only"
 

@@ -190,7 +190,8 @@ class Chain:
 def make_chain(signature: tuple[Any, ...]) -> Chain:
     """Name the parts of a chain given as nested plain tuples, which a traced program can build and print.
 
-    ``eps`` and an activation's constants are there as ``float.hex`` writes them: exact, and constants also where floats are traced as symbols.
+    ``eps`` and an activation's constants are there as ``float.hex`` writes them: exact, and constants also where floats
+    are traced as symbols.
     """
     blocks, options = signature
     return Chain(tuple(itertools.starmap(_make_block, blocks)), Options(*options))

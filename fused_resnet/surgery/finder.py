@@ -2,12 +2,12 @@
 
 import contextlib
 import dataclasses
-import functools
 import inspect
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from torch import nn
+from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.dropout import _DropoutNd
 
 from fused_resnet.blocks.fusion import fusion_of
@@ -15,7 +15,7 @@ from fused_resnet.blocks.guards import why_not_as_traced
 from fused_resnet.blocks.layers import child, is_inert
 from fused_resnet.blocks.plan import TENSOR, TENSORS, VALUE, Container, Path, Plan
 from fused_resnet.blocks.prepare import prepare
-from fused_resnet.blocks.refusals import why_not_pool
+from fused_resnet.blocks.refusals import why_not_conv, why_not_pool
 from fused_resnet.surgery.rewrite import write_forward
 from fused_resnet.surgery.rules import (
     Matcher,
@@ -242,7 +242,8 @@ def _shape(module: nn.Module) -> Hashable:
             return m and places[m]
         places[m] = len(places)
         if is_primitive(m):
-            kind = bool(getattr(m, "inplace", False)), is_inert(m), type(m) is nn.MaxPool2d and why_not_pool(m, ())
+            unlike = type(m) is nn.MaxPool2d and why_not_pool(m, ()), isinstance(m, _ConvNd) and why_not_conv(m, ())
+            kind = bool(getattr(m, "inplace", False)), is_inert(m), *unlike
             return type(m), kind, tuple(look(inner) for inner in m._modules.values())
         return type(m), tuple((name, look(inner)) for name, inner in m._modules.items())
 

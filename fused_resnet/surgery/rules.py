@@ -23,10 +23,10 @@ from fused_resnet.blocks.layers import (
     is_batch_norm,
     is_inert,
     is_norm_act,
-    layer_class,
 )
 from fused_resnet.blocks.plan import BlockPaths, ChainPaths, Path, UnitPaths
-from fused_resnet.blocks.refusals import why_not_act, why_not_pool
+from fused_resnet.blocks.refusals import why_not_act, why_not_conv, why_not_pool
+from fused_resnet.blocks.subclasses import layer_class
 from fused_resnet.chain.spec import IDENTITY, NOT_PADDED, Padded, Pair
 from fused_resnet.ops.activation import Act
 from fused_resnet.tracing.trace import is_primitive
@@ -175,7 +175,7 @@ class Matcher:
 
     def _unit(self, node: fx.Node) -> _Unit | None:
         called = _called(self.root, node)
-        is_conv = called is not None and layer_class(called) in CONVOLUTIONS
+        is_conv = called is not None and why_not_conv(called, ()) is None
         conv = node if is_conv and node.target not in self.shared else None
         norm = node if conv is None else self._consumer(conv)
         if norm is None or not self._is_norm(norm) or norm.target in self.shared:

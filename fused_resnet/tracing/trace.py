@@ -8,12 +8,12 @@ from typing import Any, NamedTuple
 
 from torch import fx, nn
 
+from fused_resnet.blocks.frozen import is_frozen_norm
 from fused_resnet.blocks.fusion import fusion_of
 from fused_resnet.blocks.guards import kind
-from fused_resnet.blocks.frozen import is_frozen_norm
-from fused_resnet.blocks.layers import layer_class
 from fused_resnet.blocks.mixin import own_class
 from fused_resnet.blocks.plan import TENSOR, VALUE, Container, Path, Reads
+from fused_resnet.blocks.subclasses import layer_class
 from fused_resnet.system import generators
 from fused_resnet.tracing.ledger import Unprovable, contents, refill
 from fused_resnet.tracing.values import Value, is_tensor, python_asks, written_text
@@ -81,8 +81,8 @@ class _Tracer(fx.Tracer):
                 return root_fn(*args)
 
         given = [self.create_proxy("placeholder", name, (), {}) for name in self.arguments]
-        for proxy, kind in zip(given, self.arguments.values(), strict=True):
-            proxy.node.meta["kind"] = kind
+        for proxy, taken_for in zip(given, self.arguments.values(), strict=True):
+            proxy.node.meta["kind"] = taken_for
         return forward, [self.root, *given]
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:

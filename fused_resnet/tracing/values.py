@@ -16,8 +16,9 @@ import torch
 from torch import fx, nn
 from torch.fx.proxy import Attribute
 
-from fused_resnet.blocks.layers import is_batch_norm, layer_class
+from fused_resnet.blocks.layers import is_batch_norm
 from fused_resnet.blocks.plan import TENSOR, TENSORS
+from fused_resnet.blocks.subclasses import layer_class
 from fused_resnet.tracing.watch import Watch
 
 IN_PLACE = (operator.iadd, operator.isub, operator.imul, operator.itruediv)

@@ -7,9 +7,10 @@ import torch
 from torch import nn
 
 import fused_resnet
+from fused_resnet import ops
 from tests.support.accuracy import assert_fused_is_as_accurate_as_stock
 from tests.support.norms import draw_norms
-from tests.support.triton_engine import triton_kernels  # noqa: F401 - a fixture
+from tests.support.triton_engine import triton_kernels
 
 CONVS, NORMS = {1: nn.Conv1d, 3: nn.Conv3d}, {1: nn.BatchNorm1d, 3: nn.BatchNorm3d}
 SIZES = {1: (23,), 3: (5, 6, 7)}
@@ -107,9 +108,7 @@ def test_a_compiled_chain_gives_what_stock_gives(dims):
         torch.testing.assert_close(ours, theirs)
 
 
-@pytest.mark.parametrize(
-    ("dims", "shape"), [(1, (3, 6)), (1, (6, 9)), (3, (6, 5, 6, 7)), (3, (2, 6, 5, 5))], ids=str
-)
+@pytest.mark.parametrize(("dims", "shape"), [(1, (3, 6)), (1, (6, 9)), (3, (6, 5, 6, 7)), (3, (2, 6, 5, 5))], ids=str)
 def test_what_has_other_dimensions_is_stocks(dims, shape, chains_run):
     """Without a batch a convolution takes it, and the norm behind it does not, or takes it for something else."""
     model = make(dims)
@@ -149,7 +148,13 @@ def test_synchronised_norms_take_any_dimensions(dims, chains_run):
     assert len(chains_run) == 1
 
 
+@pytest.mark.filterwarnings("ignore:Conversion of an array:DeprecationWarning")  # of Triton's interpreter
 @pytest.mark.parametrize("act", [nn.ReLU, nn.SiLU])
 @pytest.mark.parametrize("dims", [1, 3])
-def test_triton_takes_them_as_images(dims, act, triton_kernels):  # noqa: F811
-    from fused_resnet.chain.schedule import backward, forward  # noqa: F401
+def test_triton_takes_them_as_images(dims, act, monkeypatch, chains_run):
+    k = triton_kernels(monkeypatch)
+    if torch.cuda.is_available():
+        pytest.skip("what a GPU runs is tested in tests/test_cuda.py")
+    monkeypatch.setattr(ops, "kernels", lambda engine, device, dtype, dims=4: ops.of_images(k, dims))
+    assert_fused_is_as_accurate_as_stock(make(dims, act=act), draw(dims))
+    assert len(chains_run) == 1

@@ -61,6 +61,9 @@ class Called(Functional):
         return F.silu(self.bn2(self.conv2(F.leaky_relu(self.bn1(self.conv1(x)), 0.2))) + x)
 
 
+_function = None
+
+
 def named(function):
     """Return a class whose forward calls a function that stands in its module's globals."""
 

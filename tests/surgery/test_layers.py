@@ -1,4 +1,4 @@
-"""Which layers a chain takes for torch's own: subclasses that change nothing, paddings by name, frozen norms of others."""
+"""Which layers a chain takes for torch's own: subclasses that change nothing, frozen norms of others; what is beside."""
 
 import copy
 
