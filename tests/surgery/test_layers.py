@@ -1,4 +1,4 @@
-"""Which layers a chain takes for torch's own: subclasses that change nothing, frozen norms of others; what is beside."""
+"""Which layers a chain takes for torch's own: subclasses that change nothing, frozen norms of others; their neighbours."""
 
 import copy
 
@@ -81,7 +81,15 @@ class DoubledNorm(nn.BatchNorm2d):
         return super().forward(x) * 2
 
 
+def norm_without_bias():
+    """``BatchNorm2d(bias=False)`` of torch 2.15, which leaves the parameter out."""
+    norm = nn.BatchNorm2d(4)
+    norm.register_parameter("bias", None)
+    return norm
+
+
 PLAIN = {
+    "norm without bias": lambda: Unit(norm=norm_without_bias()),
     "convolution": lambda: Unit(conv=Named(3, 4)),
     "norm": lambda: Unit(norm=NamedNorm(4)),
     "activation": lambda: Unit(act=NamedAct()),
