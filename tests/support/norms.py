@@ -9,7 +9,8 @@ def draw_norms(model: nn.Module) -> None:
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             if module.affine:
                 nn.init.uniform_(module.weight, 0.5, 1.5)
-                nn.init.normal_(module.bias)
+                if module.bias is not None:
+                    nn.init.normal_(module.bias)
             if module.running_mean is not None:
                 module.running_mean.normal_()
                 module.running_var.uniform_(0.5, 2)

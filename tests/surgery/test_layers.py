@@ -1,4 +1,4 @@
-"""Which layers a chain takes for torch's own: subclasses that change nothing, frozen norms of others; their neighbours."""
+"""Which layers a chain takes for torch's own: subclasses that change nothing, frozen norms; and their neighbours."""
 
 import copy
 
