@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from fused_resnet.chain.spec import Padded
-from fused_resnet.ops.activation import Act
+from fused_resnet.ops.activation import RELU, Act
 
 Path = tuple[str, ...]
 Reads = tuple[tuple[tuple[str, ...], Any], ...]  # names, and what was read there, as guards.frozen copies it
@@ -174,11 +174,18 @@ def _restore_plan(
     of_modules: Reads,
     *of_calls: Any,
 ) -> Plan:
+    def named(unit: Any) -> Any:
+        return unit._replace(act=RELU) if isinstance(unit, UnitPaths) and unit.act == "function" else unit
+
     def of_class(container: Container) -> Container:
         reads = _with_references(container.attributes, lambda names: getattr(container.cls, names[-1], None))
         return container._replace(attributes=reads)
 
     of_modules = _with_references(of_modules, lambda names: vars(importlib.import_module(names[0])).get(names[1]))
+    # an earlier commit knew a single activation that is a function, and had no name for it
+    chains = tuple(
+        tuple(b._replace(units=tuple(map(named, b.units)), shortcut=named(b.shortcut)) for b in chain) for chain in chains
+    )
     return Plan(chains, tuple(map(of_class, containers)), identities, source, options, of_modules, *of_calls)
 
 

@@ -99,6 +99,25 @@ def test_a_function_is_described_by_its_name():
     assert what == "conv1 bn1 leaky_relu(0.2) conv2 bn2 + x silu"
 
 
+def test_a_plan_of_an_earlier_commit_has_its_relu(chains_run):
+    """It knew one activation that is a function, and kept it without a name."""
+
+    class Relu(Functional):
+        def forward(self, x):
+            return F.relu(self.bn1(self.conv1(x)))
+
+    model = make(lambda: Relu(None))
+    fused = fuse(copy.deepcopy(model))
+    for training, plan in fused._fused.plans.items():
+        restore, (chains, *rest) = plan.__reduce__()
+        ((block,),) = chains
+        (unit,) = block.units
+        old = block._replace(units=(unit._replace(act="function"),))
+        fused._fused.plans[training] = restore(((old,),), *rest[:5])
+    assert_same_step(fused, model)
+    assert len(chains_run) == 1
+
+
 OTHERS = {
     "Mish": nn.Mish,
     "PReLU": nn.PReLU,
