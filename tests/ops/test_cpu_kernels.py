@@ -18,7 +18,7 @@ from fused_resnet.ops.batch_norm_act import reference
 from fused_resnet.ops.batch_norm_act_pool import reference as pool_reference
 from fused_resnet.ops.library import accumulation_dtype
 from tests.support.accuracy import assert_as_accurate_as_stock
-from tests.support.activations import drop_kinks, each_act, each_act_and_source, source_of_mask, ulps_of
+from tests.support.activations import assert_gradient_close, drop_kinks, each_act, each_act_and_source, source_of_mask
 from tests.support.problem import EPS, PARTS, Problem, assert_close, moments_of
 
 pytestmark = pytest.mark.skipif(libraries.load_cpu_library() is not None, reason=str(libraries.load_cpu_library()))
@@ -181,10 +181,10 @@ def test_backward_equals_the_reference(dtype, memory_format, shape, branches, ac
     residual_coefficients = None if residual is None else p.coefficients(expected_sums, 1)
     arguments = (p.grad, p.x, p.affine, coefficients, z, residual, residual_coefficients, *act)
     arguments += (p.x.shape[1] if write_masked else 0,)
-    for result, expected in zip(
-        ops.batch_norm_act_backward(*arguments), reference.batch_norm_act_backward(*arguments), strict=True
-    ):
-        assert_close(result, expected, ulps_of(act))
+    expected = reference.batch_norm_act_backward(*arguments)
+    used = coefficients, residual_coefficients
+    for result, wanted, rows in zip(ops.batch_norm_act_backward(*arguments), expected, used, strict=True):
+        assert_gradient_close(result, wanted, act, p.grad, rows)
         assert result.numel() == 0 or result.stride() == p.x.stride()
 
 

@@ -16,7 +16,7 @@ from fused_resnet.engines import libraries
 from fused_resnet.ops.activation import NONE, RELU, Act, Kind
 from fused_resnet.ops.batch_norm_act import reference
 from tests.support.accuracy import assert_as_accurate_as_stock
-from tests.support.activations import drop_kinks, each_act, each_act_and_source, source_of_mask, ulps_of
+from tests.support.activations import assert_gradient_close, drop_kinks, each_act, each_act_and_source, source_of_mask
 from tests.support.problem import EPS, PARTS, Problem, assert_close, moments_of
 
 EMULATED = os.environ.get("FUSED_RESNET_CUDA_EMULATION")
@@ -100,8 +100,9 @@ def check_backward(p, branches, act, source, write_masked):
     arguments = (p.grad, p.x, p.affine, coefficients, z, residual, residual_coefficients, *act)
     arguments += (p.x.shape[1] if write_masked else 0,)
     expected = reference.batch_norm_act_backward(*arguments)
-    for result, wanted in zip(ops.batch_norm_act_backward(*arguments), expected, strict=True):
-        assert_close(result, wanted, ulps_of(act))
+    used = coefficients, residual_coefficients
+    for result, wanted, rows in zip(ops.batch_norm_act_backward(*arguments), expected, used, strict=True):
+        assert_gradient_close(result, wanted, act, p.grad, rows)
         assert result.numel() == 0 or result.stride() == p.x.stride()
     if branches == 1:
         check_backward_in_place(p, coefficients, z, act)

@@ -1,9 +1,13 @@
 """What the tests of every engine's activations share."""
 
 import pytest
+import torch
 from torch import Tensor
 
 from fused_resnet.ops.activation import EXAMPLES, NONE, RELU, Act, Kind
+from fused_resnet.ops.library import accumulation_dtype
+from tests.support.accuracy import rms
+from tests.support.problem import assert_close
 
 each_act = pytest.mark.parametrize("act", EXAMPLES, ids=str)
 # whose gradient is by a value of its own, and by that of x
@@ -36,6 +40,18 @@ def source_of_mask(act: Act) -> Act:
     return act if act == RELU else NONE
 
 
-def ulps_of(act: Act) -> float:
-    """How far an input's gradient may be off: an exponential's last place is magnified by the differences behind it."""
-    return 4 if act in (NONE, RELU) else 16
+def assert_gradient_close(
+    result: Tensor, expected: Tensor, act: Act, grad: Tensor, coefficients: Tensor | None
+) -> None:
+    """As ``assert_close`` of ``a·((G − g0) − k·(x − mean))``, or of ``G`` where there are no coefficients.
+
+    The last places of a computed ``G`` stay, though the differences leave little of it: nothing of a batch of one.
+    """
+    if act in (NONE, RELU):
+        assert_close(result, expected)
+        return
+    assert (result.shape, result.dtype) == (expected.shape, expected.dtype)
+    computed = grad if coefficients is None else grad * coefficients[0].view(1, -1, 1, 1)
+    last_places = torch.finfo(accumulation_dtype(result.dtype)).eps * rms(computed)
+    error = rms(result.double() - expected.double())
+    assert error <= 4 * (torch.finfo(result.dtype).eps * rms(expected) + last_places), f"error {error:.3g}"
