@@ -13,7 +13,7 @@ from fused_resnet.engines import libraries
 from fused_resnet.ops.activation import EXAMPLES, NONE, Act, Kind, gradient, value
 from fused_resnet.ops.library import accumulation_dtype
 from tests.support.accuracy import assert_as_accurate_as_stock
-from tests.support.activations import each_act
+from tests.support.activations import SPECIAL, assert_special_values, each_act
 from tests.support.problem import EPS
 
 pytestmark = pytest.mark.skipif(libraries.load_cpu_library() is not None, reason=str(libraries.load_cpu_library()))
@@ -103,17 +103,8 @@ def test_small_values_keep_their_digits(kind, least):
 @each_dtype
 @each_act
 def test_special_values_are_those_of_float64(act, dtype):
-    v = [torch.inf, 3e38, 1e30, 104, 88, 6, 3, 2, 1, 1e-40, 0, 1.278, 0.7518]
-    v = torch.tensor([*v, *(-x for x in v)], dtype=torch.float64).to(dtype)
-    wide = v.double()
-    got, wanted = value_of(act, v), value(act, wide)
-    tolerance = {"rtol": 8 * torch.finfo(dtype).eps, "atol": 1e-6, "equal_nan": True}
-    torch.testing.assert_close(got.double(), wanted.to(dtype).double(), **tolerance)
-    assert torch.equal(got.signbit()[~wanted.isnan()], wanted.signbit()[~wanted.isnan()])
-    wanted = gradient(act, torch.ones_like(wide), wide)
-    for got in gradients_of(act, v):
-        torch.testing.assert_close(got.double(), wanted.to(dtype).double(), **tolerance)
-        assert got[v.isfinite()].isfinite().all()
+    v = SPECIAL.to(dtype)
+    assert_special_values(act, v, value_of(act, v), gradients_of(act, v))
 
 
 @each_dtype

@@ -13,10 +13,18 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fused_resnet.engines import libraries
-from fused_resnet.ops.activation import NONE, RELU, Act, Kind
+from fused_resnet.ops.activation import NONE, RELU, Act, Kind, gradient, value
 from fused_resnet.ops.batch_norm_act import reference
 from tests.support.accuracy import assert_as_accurate_as_stock
-from tests.support.activations import assert_gradient_close, drop_kinks, each_act, each_act_and_source, source_of_mask
+from tests.support.activations import (
+    SPECIAL,
+    assert_gradient_close,
+    assert_special_values,
+    drop_kinks,
+    each_act,
+    each_act_and_source,
+    source_of_mask,
+)
 from tests.support.problem import EPS, PARTS, Problem, assert_close, moments_of
 
 EMULATED = os.environ.get("FUSED_RESNET_CUDA_EMULATION")
@@ -305,6 +313,30 @@ def test_nan_and_infinity_come_out_where_stock_gives_them(dtype):
     assert dx[0, 0, 1, 2] == 2
     sums = ops.batch_norm_act_reduce(grad, x, moments, affine, x, None, None, *RELU)
     assert torch.equal(sums[0], (~(x <= 0)).sum((0, 2, 3)).float())
+
+
+@each_act
+@each_dtype
+def test_special_values_are_those_of_float64(dtype, act):
+    v = SPECIAL.to(DEVICE, dtype)
+    x = v.view(-1, 1, 1, 1).expand(-1, 8, 1, 1).contiguous(memory_format=torch.channels_last)
+    affine = torch.tensor([1.0, -0.0], device=DEVICE)[:, None].repeat(1, 8)  # leaves the sign of a zero
+    z = ops.batch_norm_act(x, affine, None, None, *act)
+    arguments = (torch.ones_like(x), x, affine, affine[:1])
+    gradients = [ops.batch_norm_act_backward(*arguments, y, None, None, *act, 8)[1][:, 0, 0, 0] for y in (None, x)]
+    assert_special_values(act, v, z[:, 0, 0, 0], gradients)
+
+
+@pytest.mark.parametrize("scale", [1.0, 8.0])
+@each_act
+def test_value_and_gradient_are_as_accurate_as_stock(act, scale):
+    x = image_of((2, 64, 20, 20), torch.float32) * scale
+    affine = torch.stack((torch.ones(64), torch.zeros(64))).to(DEVICE)
+    exact = {"value": value(act, x.double()), "gradient": gradient(act, torch.ones_like(x).double(), x.double())}
+    stock = {"value": value(act, x), "gradient": gradient(act, torch.ones_like(x), x)}
+    _, masked = ops.batch_norm_act_backward(torch.ones_like(x), x, affine, affine[:1], None, None, None, *act, 64)
+    fused = {"value": ops.batch_norm_act(x, affine, None, None, *act), "gradient": masked}
+    assert_as_accurate_as_stock(fused, stock, exact)
 
 
 def test_an_empty_batch_gives_nan_statistics_and_empty_activations():

@@ -1,10 +1,12 @@
 """What the tests of every engine's activations share."""
 
+from collections.abc import Sequence
+
 import pytest
 import torch
 from torch import Tensor
 
-from fused_resnet.ops.activation import EXAMPLES, NONE, RELU, Act, Kind
+from fused_resnet.ops.activation import EXAMPLES, NONE, RELU, Act, Kind, gradient, value
 from fused_resnet.ops.library import accumulation_dtype
 from tests.support.accuracy import rms
 from tests.support.problem import assert_close
@@ -16,6 +18,23 @@ each_act_and_source = pytest.mark.parametrize(
     [(act, source) for act in EXAMPLES for source in ("x", "z") if (act, source) != (NONE, "z")],
     ids=lambda value: str(value) if isinstance(value, Act) else f"by {value}",
 )
+
+_VALUES = (torch.inf, 3e38, 1e30, 104, 88, 6, 3, 2, 1, 1e-40, 0.0, 1.278, 0.7518)  # the last two are minima, negated
+SPECIAL = torch.tensor([*_VALUES, *(-v for v in _VALUES)], dtype=torch.float64)
+
+
+def assert_special_values(act: Act, v: Tensor, got: Tensor, gradients: Sequence[Tensor]) -> None:
+    """Hold what an engine makes of ``SPECIAL`` in its dtype, ``v``, against float64: NaN, infinities, signs of zero."""
+    wide = v.double()
+    wanted = value(act, wide)
+    tolerance = {"rtol": 8 * torch.finfo(v.dtype).eps, "atol": 1e-6, "equal_nan": True}
+    torch.testing.assert_close(got.double(), wanted.to(v.dtype).double(), **tolerance)
+    signed = ~wanted.isnan() if act != RELU else wanted > 0  # a ReLU's zero has either sign
+    assert torch.equal(got.signbit()[signed], wanted.signbit()[signed])
+    wanted = gradient(act, torch.ones_like(wide), wide)
+    for by in gradients:
+        torch.testing.assert_close(by.double(), wanted.to(v.dtype).double(), **tolerance)
+        assert by[v.isfinite()].isfinite().all()
 
 
 def kinks(act: Act) -> tuple[float, ...]:
