@@ -128,7 +128,7 @@ struct Hardtanh {
   }
   template <typename V>
   FUSED_RESNET_INLINE V gradient(V grad, V v) const {
-    return v <= least || v >= most ? V{} : grad;
+    return (v <= least) | (v >= most) ? V{} : grad;
   }
 
   A least, most;
