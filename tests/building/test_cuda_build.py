@@ -176,4 +176,4 @@ def test_vector_kernels_move_16_bytes_at_a_time(sass):
             assert set(widths["STG"]) == {"128", "32"}, name
         elif "stats_kernel" not in name and "reduce_kernel" not in name:  # those write nothing else
             assert set(widths["STG"]) == {"128"}, name
-    assert checked == 3 * (1 + 4 + 1 + 3 + 6 + 1)  # dtypes x (stats, reduce, masked gradient, act, backward, add)
+    assert checked == 3 * (1 + 8 + 1 + 6 + 12 + 1)  # dtypes x (stats, reduce, masked gradient, act, backward, add)

@@ -13,10 +13,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fused_resnet.engines import libraries
+from fused_resnet.ops.activation import NONE, RELU, Act, Kind
 from fused_resnet.ops.batch_norm_act import reference
 from fused_resnet.ops.batch_norm_act_pool import reference as pool_reference
 from fused_resnet.ops.library import accumulation_dtype
 from tests.support.accuracy import assert_as_accurate_as_stock
+from tests.support.activations import assert_gradient_close, drop_kinks, each_act, each_act_and_source, source_of_mask
 from tests.support.problem import EPS, PARTS, Problem, assert_close, moments_of
 
 pytestmark = pytest.mark.skipif(libraries.load_cpu_library() is not None, reason=str(libraries.load_cpu_library()))
@@ -37,6 +39,10 @@ def problem(shape: tuple[int, ...], dtype: torch.dtype, memory_format: torch.mem
     return Problem(
         *(torch.randn(shape, dtype=torch.float64).add(0.5).to(dtype).to(memory_format=memory_format) for _ in range(3))
     )
+
+
+def preactivation_of(p: Problem) -> Tensor:
+    return torch.addcmul(p.affine[1].view(1, -1, 1, 1), p.x.to(p.affine.dtype), p.affine[0].view(1, -1, 1, 1))
 
 
 def ulps_of_a_sum(dtype: torch.dtype, terms: int) -> float:
@@ -60,7 +66,9 @@ def test_statistics_equal_the_reference(dtype, memory_format, shape):
 def test_per_channel_steps_equal_the_reference_for_parameters_of_any_dtype(dtype, parameter_dtype):
     p = problem((2, 24, 5, 5), dtype, torch.channels_last)
     weight, bias = p.weight.to(parameter_dtype), p.bias.to(parameter_dtype)
-    sums = reference.batch_norm_act_reduce(p.grad, p.x, p.moments, p.affine, None, p.residual, p.residual_moments, True)
+    sums = reference.batch_norm_act_reduce(
+        p.grad, p.x, p.moments, p.affine, None, p.residual, p.residual_moments, *RELU
+    )
     for parameters in [(weight, bias), (weight, None), (None, bias), (None, None)]:
         arguments = (p.moments, *parameters, EPS)
         assert_close(ops.batch_norm_affine(*arguments), reference.batch_norm_affine(*arguments))
@@ -105,15 +113,15 @@ def test_running_statistics_that_do_not_fit_are_named(change, message):
 
 
 @pytest.mark.parametrize("branch", ["no residual", "residual", "second branch"])
-@pytest.mark.parametrize("relu", [True, False], ids=["relu", "linear"])
+@each_act
 @each_shape
 @each_format
 @each_dtype
-def test_apply_equals_the_reference(dtype, memory_format, shape, relu, branch):
+def test_apply_equals_the_reference(dtype, memory_format, shape, act, branch):
     p = problem(shape, dtype, memory_format)
     residual = None if branch == "no residual" else p.residual
     residual_affine = p.residual_affine if branch == "second branch" else None
-    arguments = (p.x, p.affine, residual, residual_affine, relu)
+    arguments = (p.x, p.affine, residual, residual_affine, *act)
     z = ops.batch_norm_act(*arguments)
     assert z.stride() == p.x.stride()
     assert_close(z, reference.batch_norm_act(*arguments))
@@ -152,22 +160,18 @@ def test_the_masked_gradient_in_place_and_its_sum_equal_the_reference(dtype, mem
 
 
 @pytest.mark.parametrize("write_masked", [True, False], ids=["masked", "dx only"])
-@pytest.mark.parametrize("mask", ["linear", "sign of x", "sign of z"])
+@each_act_and_source
 @pytest.mark.parametrize("branches", [1, 2])
 @each_shape
 @each_format
 @each_dtype
-def test_backward_equals_the_reference(dtype, memory_format, shape, branches, mask, write_masked):
+def test_backward_equals_the_reference(dtype, memory_format, shape, branches, act, source, write_masked):
     p = problem(shape, dtype, memory_format)
-    relu = mask != "linear"
-    z = reference.batch_norm_act(p.x, p.affine, p.residual, None, True) if mask == "sign of z" else None
+    z = reference.batch_norm_act(p.x, p.affine, p.residual, None, *source_of_mask(act)) if source == "z" else None
     residual, moments = (p.residual, p.residual_moments) if branches == 2 else (None, None)
+    drop_kinks(p.grad, act, preactivation_of(p))
 
-    # where the sign comes from x, an element within a rounding error of zero may fall on either side
-    preactivation = torch.addcmul(p.affine[1].view(1, -1, 1, 1), p.x.to(p.affine.dtype), p.affine[0].view(1, -1, 1, 1))
-    p.grad[preactivation.abs() < 1e-5] = 0
-
-    arguments = (p.grad, p.x, p.moments, p.affine, z, residual, moments, relu)
+    arguments = (p.grad, p.x, p.moments, p.affine, z, residual, moments, *act)
     sums = ops.batch_norm_act_reduce(*arguments)
     exact = [t.double() if isinstance(t, Tensor) else t for t in arguments]
     assert_close(sums, reference.batch_norm_act_reduce(*exact).to(sums.dtype), ulps_of_a_sum(dtype, p.count))
@@ -175,78 +179,79 @@ def test_backward_equals_the_reference(dtype, memory_format, shape, branches, ma
     expected_sums = reference.batch_norm_act_reduce(*arguments)
     coefficients = p.coefficients(expected_sums, 0)
     residual_coefficients = None if residual is None else p.coefficients(expected_sums, 1)
-    arguments = (p.grad, p.x, p.affine, coefficients, z, residual, residual_coefficients, relu)
+    arguments = (p.grad, p.x, p.affine, coefficients, z, residual, residual_coefficients, *act)
     arguments += (p.x.shape[1] if write_masked else 0,)
-    for result, expected in zip(
-        ops.batch_norm_act_backward(*arguments), reference.batch_norm_act_backward(*arguments), strict=True
-    ):
-        assert_close(result, expected)
+    expected = reference.batch_norm_act_backward(*arguments)
+    used = coefficients, residual_coefficients
+    for result, wanted, rows in zip(ops.batch_norm_act_backward(*arguments), expected, used, strict=True):
+        assert_gradient_close(result, wanted, act, p.grad, rows)
         assert result.numel() == 0 or result.stride() == p.x.stride()
 
 
-@pytest.mark.parametrize(
-    ("mask", "wants_activation"),
-    [("linear", True), ("linear", False), ("sign of x", True), ("sign of x", False), ("sign of z", False)],
-)
+@pytest.mark.parametrize("wants_activation", [True, False], ids=["activation", "dx only"])
+@each_act_and_source
 @each_shape
 @each_format
 @each_dtype
 def test_backward_in_place_gives_the_same_dx_and_the_forwards_activation(
-    dtype, memory_format, shape, mask, wants_activation
+    dtype, memory_format, shape, act, source, wants_activation
 ):
+    wants_activation &= source == "x"
     p = problem(shape, dtype, memory_format)
-    relu, z = mask != "linear", p.residual if mask == "sign of z" else None
+    z = p.residual if source == "z" else None
     for coefficients in (torch.randn(4, shape[1], dtype=p.affine.dtype), p.affine[:1].contiguous()):
-        dx, _ = ops.batch_norm_act_backward(p.grad, p.x, p.affine, coefficients, z, None, None, relu, 0)
+        dx, _ = ops.batch_norm_act_backward(p.grad, p.x, p.affine, coefficients, z, None, None, *act, 0)
         grad = p.grad.clone()
-        activation = ops.batch_norm_act_backward_(grad, p.x, p.affine, coefficients, z, relu, wants_activation)
+        activation = ops.batch_norm_act_backward_(grad, p.x, p.affine, coefficients, z, *act, wants_activation)
         assert torch.equal(grad, dx)
         if wants_activation:
-            assert torch.equal(activation, ops.batch_norm_act(p.x, p.affine, None, None, relu))
+            assert torch.equal(activation, ops.batch_norm_act(p.x, p.affine, None, None, *act))
             assert activation.stride() == p.x.stride()
         else:
             assert activation.shape == (0,)
 
 
+@pytest.mark.parametrize("act", [RELU, Act(Kind.SILU)], ids=str)
 @each_format
-def test_an_activation_that_bypasses_the_caches_is_the_forwards(memory_format):
+def test_an_activation_that_bypasses_the_caches_is_the_forwards(memory_format, act):
     p = problem((2, 64, 256, 256), torch.bfloat16, memory_format)
     coefficients = torch.randn(4, 64)
-    dx, _ = ops.batch_norm_act_backward(p.grad, p.x, p.affine, coefficients, None, None, None, True, 0)
-    z = ops.batch_norm_act_backward_(p.grad, p.x, p.affine, coefficients, None, True, True)
+    dx, _ = ops.batch_norm_act_backward(p.grad, p.x, p.affine, coefficients, None, None, None, *act, 0)
+    z = ops.batch_norm_act_backward_(p.grad, p.x, p.affine, coefficients, None, *act, True)
     assert z.nbytes >= 16 << 20
-    assert torch.equal(z, ops.batch_norm_act(p.x, p.affine, None, None, True))
+    assert torch.equal(z, ops.batch_norm_act(p.x, p.affine, None, None, *act))
     assert torch.equal(p.grad, dx)
 
 
-@pytest.mark.parametrize("relu", [True, False], ids=["relu", "linear"])
+@each_act
 @pytest.mark.parametrize(("shape", "channels", "first"), PARTS, ids=str)
 @each_format
 @each_dtype
-def test_a_residual_of_fewer_channels_equals_the_reference(dtype, memory_format, shape, channels, first, relu):
+def test_a_residual_of_fewer_channels_equals_the_reference(dtype, memory_format, shape, channels, first, act):
     p = problem(shape, dtype, memory_format)
-    arguments = (p.x, p.affine, p.part(channels, first), None, relu, first)
+    arguments = (p.x, p.affine, p.part(channels, first), None, *act, first)
     z = ops.batch_norm_act(*arguments)
     assert z.stride() == p.x.stride()
     assert_close(z, reference.batch_norm_act(*arguments))
+    z = None if act == NONE else ops.batch_norm_act(*arguments[:4], *source_of_mask(act), first)
 
     coefficients = torch.randn(4, shape[1], dtype=p.affine.dtype)
-    arguments = (p.grad, p.x, p.affine, coefficients, z if relu else None, None, None, relu, channels, first)
+    arguments = (p.grad, p.x, p.affine, coefficients, z, None, None, *act, channels, first)
     dx, masked = ops.batch_norm_act_backward(*arguments)
     expected, expected_masked = reference.batch_norm_act_backward(*arguments)
     assert_close(dx, expected)
-    assert torch.equal(masked, expected_masked)
+    assert_close(masked, expected_masked, 0 if act in (NONE, RELU) else 4)
     assert masked.is_contiguous(memory_format=memory_format)
 
 
 @each_format
 def test_a_residual_of_fewer_channels_equals_the_reference_where_outputs_bypass_the_caches(memory_format):
     p = problem((2, 64, 256, 256), torch.bfloat16, memory_format)
-    arguments = (p.x, p.affine, p.part(32, 16), None, True, 16)
+    arguments = (p.x, p.affine, p.part(32, 16), None, *RELU, 16)
     z = ops.batch_norm_act(*arguments)
     assert z.nbytes >= 16 << 20
     assert_close(z, reference.batch_norm_act(*arguments))
-    arguments = (p.grad, p.x, p.affine, torch.randn(4, 64), z, None, None, True, 32, 16)
+    arguments = (p.grad, p.x, p.affine, torch.randn(4, 64), z, None, None, *RELU, 32, 16)
     for result, expected in zip(
         ops.batch_norm_act_backward(*arguments), reference.batch_norm_act_backward(*arguments), strict=True
     ):
@@ -261,7 +266,7 @@ def test_backward_with_fixed_statistics_equals_the_reference(dtype, memory_forma
     fixed = p.affine[:1].contiguous()  # the gradient is a·G
     # one branch's statistics may be fixed and the other's not
     residual = (None, None) if branches == 1 else (p.residual, torch.randn(4, 24, dtype=fixed.dtype))
-    arguments = (p.grad, p.x, p.affine, fixed, p.residual, *residual, True, 0)
+    arguments = (p.grad, p.x, p.affine, fixed, p.residual, *residual, *RELU, 0)
     for result, expected in zip(
         ops.batch_norm_act_backward(*arguments), reference.batch_norm_act_backward(*arguments), strict=True
     ):
@@ -270,17 +275,21 @@ def test_backward_with_fixed_statistics_equals_the_reference(dtype, memory_forma
 
 @pytest.mark.parametrize("window", [(3, 2, 1), (2, 2, 0), (3, 1, 1)], ids=lambda w: "k{}s{}p{}".format(*w))
 @pytest.mark.parametrize("shape", [(2, 3, 5, 7), (2, 64, 12, 13), (1, 17, 30, 6)], ids=lambda s: "x".join(map(str, s)))
+@each_act
 @each_format
 @each_dtype
-def test_pool_equals_the_reference(dtype, memory_format, shape, window):
+def test_pool_equals_the_reference(dtype, memory_format, act, shape, window):
     p = problem(shape, dtype, memory_format)
     p.x[0, 0, 1, 1] = torch.nan
     geometry = [[value, value] for value in window]
-    z, index = ops.batch_norm_act_pool(p.x, p.affine, True, *geometry)
-    expected, expected_index = pool_reference.batch_norm_act_pool(p.x, p.affine, True, *geometry)
+    z, index = ops.batch_norm_act_pool(p.x, p.affine, *act, *geometry)
     assert z.isnan().any()
-    assert_close(z, expected)
-    # after ReLU most windows have ties at zero, so that this holds the order of the scan, too
+    assert_close(z, pool_reference.batch_norm_act_pool(p.x, p.affine, *act, *geometry)[0])
+    # to the bit what a pool makes of the stored activation, whose ties (at a ReLU's zero) hold the order of the scan
+    stored, identity = ops.batch_norm_act(p.x, p.affine, None, None, *act), torch.ones_like(p.affine)
+    identity[1] = 0
+    expected, expected_index = pool_reference.batch_norm_act_pool(stored, identity, *NONE, *geometry)
+    assert_close(z, expected, 0)
     assert torch.equal(index, expected_index)
 
     grad = torch.randn_like(z.nan_to_num())
@@ -323,7 +332,7 @@ def test_results_do_not_depend_on_the_number_of_threads():
     try:
         for threads in (1, 2, 5):
             torch.set_num_threads(threads)
-            sums = ops.batch_norm_act_reduce(p.grad, p.x, p.moments, p.affine, None, None, None, True)
+            sums = ops.batch_norm_act_reduce(p.grad, p.x, p.moments, p.affine, None, None, None, *RELU)
             masked = (*ops.masked_grad(p.grad, p.residual), ops.masked_grad_(p.grad.clone(), p.x, p.residual))
             results.append((*ops.batch_norm_stats(p.x, p.weight, p.bias, EPS), sums, *masked))
     finally:
@@ -340,7 +349,7 @@ def test_nan_and_infinity_come_out_where_stock_gives_them(memory_format):
     moments, affine = ops.batch_norm_stats(x, None, None, EPS)
     assert torch.equal(moments.isnan(), torch.tensor([[True, False, False], [True, True, False], [True, True, False]]))
     assert moments[0, 1] == torch.inf
-    z = ops.batch_norm_act(x, affine, None, None, True)
+    z = ops.batch_norm_act(x, affine, None, None, *RELU)
     assert torch.equal(z.isnan(), stock.isnan())
 
 
@@ -349,16 +358,16 @@ def test_an_empty_batch_gives_nan_statistics_and_empty_activations(memory_format
     p = problem((2, 8, 4, 4), torch.float32, memory_format)
     x = torch.empty(0, 8, 4, 4).to(memory_format=memory_format)
     assert all(result.isnan().all() for result in ops.batch_norm_stats(x, None, None, EPS))
-    assert ops.batch_norm_act(x, p.affine, None, None, True).shape == x.shape
-    sums = ops.batch_norm_act_reduce(x, x, p.moments, p.affine, None, None, None, True)
+    assert ops.batch_norm_act(x, p.affine, None, None, *RELU).shape == x.shape
+    sums = ops.batch_norm_act_reduce(x, x, p.moments, p.affine, None, None, None, *RELU)
     assert torch.equal(sums, torch.zeros(2, 8))
     coefficients = torch.zeros(4, 8)
-    dx, _ = ops.batch_norm_act_backward(x, x, p.affine, coefficients, None, None, None, True, 0)
+    dx, _ = ops.batch_norm_act_backward(x, x, p.affine, coefficients, None, None, None, *RELU, 0)
     assert dx.shape == x.shape
-    assert ops.batch_norm_act(x, p.affine, x[:, :4], None, True, 2).shape == x.shape
-    _, masked = ops.batch_norm_act_backward(x, x, p.affine, coefficients, None, None, None, True, 4, 2)
+    assert ops.batch_norm_act(x, p.affine, x[:, :4], None, *RELU, 2).shape == x.shape
+    _, masked = ops.batch_norm_act_backward(x, x, p.affine, coefficients, None, None, None, *RELU, 4, 2)
     assert masked.shape == (0, 4, 4, 4)
-    assert ops.batch_norm_act_backward_(x, x, p.affine, coefficients, None, True, True).shape == x.shape
+    assert ops.batch_norm_act_backward_(x, x, p.affine, coefficients, None, *RELU, True).shape == x.shape
     assert torch.equal(ops.masked_grad_(x, x, x), torch.zeros(8))
 
 
@@ -396,6 +405,8 @@ def test_an_empty_batch_gives_nan_statistics_and_empty_activations(memory_format
             {"residual": torch.zeros(2, 5, 4, 4), "residual_channel": 4},
             "residual_channel must have a value from 0 to 3, got 4",
         ),
+        ({"act": 8}, "act must have a value from 0 to 7, got 8"),
+        ({"act": -1}, "act must have a value from 0 to 7, got -1"),
         ({"residual_channel": -1}, "residual_channel must have a value from 0 to 0, got -1"),
         (
             {"residual": torch.zeros(2, 5, 4, 4), "residual_affine": torch.zeros(2, 8)},
@@ -406,7 +417,7 @@ def test_an_empty_batch_gives_nan_statistics_and_empty_activations(memory_format
 def test_errors_name_the_argument_what_was_wanted_and_what_came(change, message):
     arguments = {"x": torch.zeros(2, 8, 4, 4), "affine": torch.zeros(2, 8), "residual": None, "residual_affine": None}
     with pytest.raises(RuntimeError, match="fused_resnet::batch_norm_act: " + message):
-        ops.batch_norm_act(**{**arguments, **change}, relu=True)
+        ops.batch_norm_act(**{**arguments, "act": 1, "alpha": 0.0, "beta": 0.0, **change})
 
 
 @pytest.mark.parametrize(
@@ -421,14 +432,14 @@ def test_errors_name_the_argument_what_was_wanted_and_what_came(change, message)
 def test_masked_channels_that_are_not_there_are_named(part, message):
     x = torch.zeros(2, 8, 4, 4)
     with pytest.raises(RuntimeError, match="fused_resnet::batch_norm_act_backward: " + message):
-        ops.batch_norm_act_backward(x, x, torch.zeros(2, 8), torch.zeros(4, 8), None, None, None, True, *part)
+        ops.batch_norm_act_backward(x, x, torch.zeros(2, 8), torch.zeros(4, 8), None, None, None, *RELU, *part)
 
 
 def test_a_mask_beside_a_wanted_activation_is_refused():
     x = torch.zeros(2, 8, 4, 4)
     message = "batch_norm_act_backward_: z must have no value where wants_activation is true, got a tensor"
     with pytest.raises(RuntimeError, match=message):
-        ops.batch_norm_act_backward_(x, x, torch.zeros(2, 8), torch.zeros(4, 8), x, True, True)
+        ops.batch_norm_act_backward_(x, x, torch.zeros(2, 8), torch.zeros(4, 8), x, *RELU, True)
 
 
 @pytest.mark.parametrize(
@@ -455,10 +466,10 @@ def test_every_instruction_set_gives_the_same_activations():
         "torch.manual_seed(0); x = torch.randn(2, 40, 9, 9).to(memory_format=torch.channels_last);"
         "o = torch.ops.fused_resnet; m, a = o.batch_norm_stats(x, None, None, 1e-5);"
         "r = x[:, :11].clone(memory_format=torch.channels_last);"
-        "z = [o.batch_norm_act(x.bfloat16(), a, None, None, True), o.batch_norm_act(x, a, r, None, True, 7)];"
+        "z = [o.batch_norm_act(x.bfloat16(), a, None, None, 1, 0, 0), o.batch_norm_act(x, a, r, None, 1, 0, 0, 7)];"
         "g = x.bfloat16(); s = o.masked_grad_(g, x.flip(0).bfloat16(), z[0]);"
-        "z += [g, o.batch_norm_act_backward_(x.clone(), x, a, a[:1], None, True, True)];"
-        "torch.save((m, *z, s, *o.batch_norm_act_backward(x, x, a, a[:1], z[1], None, None, True, 11, 7)),"
+        "z += [g, o.batch_norm_act_backward_(x.clone(), x, a, a[:1], None, 1, 0, 0, True)];"
+        "torch.save((m, *z, s, *o.batch_norm_act_backward(x, x, a, a[:1], z[1], None, None, 1, 0, 0, 11, 7)),"
         " sys.stdout.buffer)"
     )
     native = pytest.importorskip("fused_resnet._C", reason="built without Python's headers")

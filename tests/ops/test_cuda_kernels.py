@@ -13,8 +13,18 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fused_resnet.engines import libraries
+from fused_resnet.ops.activation import NONE, RELU, Act, Kind, gradient, value
 from fused_resnet.ops.batch_norm_act import reference
 from tests.support.accuracy import assert_as_accurate_as_stock
+from tests.support.activations import (
+    SPECIAL,
+    assert_gradient_close,
+    assert_special_values,
+    drop_kinks,
+    each_act,
+    each_act_and_source,
+    source_of_mask,
+)
 from tests.support.problem import EPS, PARTS, Problem, assert_close, moments_of
 
 EMULATED = os.environ.get("FUSED_RESNET_CUDA_EMULATION")
@@ -61,16 +71,20 @@ def problem(shape: tuple[int, ...], dtype: torch.dtype, offset: int = 0) -> Prob
     return Problem(*(image_of(shape, dtype, offset) for _ in range(3)))
 
 
+def preactivation_of(p):
+    return torch.addcmul(p.affine[1].view(1, -1, 1, 1), p.x.float(), p.affine[0].view(1, -1, 1, 1))
+
+
 def check_statistics(p):
     moments, affine = ops.batch_norm_stats(p.x, p.weight, p.bias, EPS)
     assert_close(moments, moments_of(p.x.double()).float(), 16)
     assert torch.equal(affine, ops.batch_norm_affine(moments, p.weight, p.bias, EPS))
 
 
-def check_apply(p, relu, branch):
+def check_apply(p, act, branch):
     residual = None if branch == "no residual" else p.residual
     residual_affine = p.residual_affine if branch == "second branch" else None
-    arguments = (p.x, p.affine, residual, residual_affine, relu)
+    arguments = (p.x, p.affine, residual, residual_affine, *act)
     z = ops.batch_norm_act(*arguments)
     assert z.stride() == p.x.stride()
     assert_close(z, reference.batch_norm_act(*arguments))
@@ -78,16 +92,12 @@ def check_apply(p, relu, branch):
     assert torch.equal(p.x, z)
 
 
-def check_backward(p, branches, mask, write_masked):
-    relu = mask != "linear"
-    z = reference.batch_norm_act(p.x, p.affine, p.residual, None, True) if mask == "sign of z" else None
+def check_backward(p, branches, act, source, write_masked):
+    z = reference.batch_norm_act(p.x, p.affine, p.residual, None, *source_of_mask(act)) if source == "z" else None
     residual, moments = (p.residual, p.residual_moments) if branches == 2 else (None, None)
+    drop_kinks(p.grad, act, preactivation_of(p))
 
-    # where the sign comes from x, an element within a rounding error of zero may fall on either side
-    preactivation = torch.addcmul(p.affine[1].view(1, -1, 1, 1), p.x.float(), p.affine[0].view(1, -1, 1, 1))
-    p.grad[preactivation.abs() < 1e-5] = 0
-
-    arguments = (p.grad, p.x, p.moments, p.affine, z, residual, moments, relu)
+    arguments = (p.grad, p.x, p.moments, p.affine, z, residual, moments, *act)
     sums = ops.batch_norm_act_reduce(*arguments)
     exact = [t.double() if isinstance(t, Tensor) else t for t in arguments]
     assert_close(sums, reference.batch_norm_act_reduce(*exact).float(), 16)
@@ -95,24 +105,25 @@ def check_backward(p, branches, mask, write_masked):
     expected_sums = reference.batch_norm_act_reduce(*arguments)
     coefficients = p.coefficients(expected_sums, 0)
     residual_coefficients = None if residual is None else p.coefficients(expected_sums, 1)
-    arguments = (p.grad, p.x, p.affine, coefficients, z, residual, residual_coefficients, relu)
+    arguments = (p.grad, p.x, p.affine, coefficients, z, residual, residual_coefficients, *act)
     arguments += (p.x.shape[1] if write_masked else 0,)
     expected = reference.batch_norm_act_backward(*arguments)
-    for result, wanted in zip(ops.batch_norm_act_backward(*arguments), expected, strict=True):
-        assert_close(result, wanted)
+    used = coefficients, residual_coefficients
+    for result, wanted, rows in zip(ops.batch_norm_act_backward(*arguments), expected, used, strict=True):
+        assert_gradient_close(result, wanted, act, p.grad, rows)
         assert result.numel() == 0 or result.stride() == p.x.stride()
     if branches == 1:
-        check_backward_in_place(p, coefficients, z, relu)
+        check_backward_in_place(p, coefficients, z, act)
 
 
-def check_backward_in_place(p, coefficients, z, relu):
-    dx, _ = ops.batch_norm_act_backward(p.grad, p.x, p.affine, coefficients, z, None, None, relu, 0)
+def check_backward_in_place(p, coefficients, z, act):
+    dx, _ = ops.batch_norm_act_backward(p.grad, p.x, p.affine, coefficients, z, None, None, *act, 0)
     for wants_activation in (False,) if z is not None else (True, False):
         grad = p.grad.clone()
-        activation = ops.batch_norm_act_backward_(grad, p.x, p.affine, coefficients, z, relu, wants_activation)
+        activation = ops.batch_norm_act_backward_(grad, p.x, p.affine, coefficients, z, *act, wants_activation)
         assert torch.equal(grad, dx)
         if wants_activation:
-            assert torch.equal(activation, ops.batch_norm_act(p.x, p.affine, None, None, relu))
+            assert torch.equal(activation, ops.batch_norm_act(p.x, p.affine, None, None, *act))
             assert activation.stride() == p.x.stride()
         else:
             assert activation.shape == (0,)
@@ -134,20 +145,20 @@ def check_masked_grad(p):
         assert_close(sums, expected.double().sum((0, 2, 3)).float(), 16)
 
 
-def check_part(p, channels, first, mask):
-    relu = mask != "linear"
-    arguments = (p.x, p.affine, p.part(channels, first), None, relu, first)
+def check_part(p, channels, first, act, source):
+    drop_kinks(p.grad, act, preactivation_of(p))
+    arguments = (p.x, p.affine, p.part(channels, first), None, *act, first)
     z = ops.batch_norm_act(*arguments)
     assert z.stride() == p.x.stride()
     assert_close(z, reference.batch_norm_act(*arguments))
 
     coefficients = torch.randn(4, p.x.shape[1], device=DEVICE)
-    z = z if mask == "sign of z" else None
-    arguments = (p.grad, p.x, p.affine, coefficients, z, None, None, relu, channels, first)
+    z = ops.batch_norm_act(*arguments[:4], *source_of_mask(act), first) if source == "z" else None
+    arguments = (p.grad, p.x, p.affine, coefficients, z, None, None, *act, channels, first)
     dx, masked = ops.batch_norm_act_backward(*arguments)
     expected, expected_masked = reference.batch_norm_act_backward(*arguments)
     assert_close(dx, expected)
-    assert torch.equal(masked, expected_masked)
+    assert_close(masked, expected_masked, 0 if act in (NONE, RELU) else 4)
     assert masked.is_contiguous(memory_format=torch.channels_last)
 
 
@@ -162,7 +173,9 @@ def test_per_channel_steps_equal_the_reference_for_parameters_of_any_dtype(param
     p = problem((2, 200, 5, 5), torch.float32)
     weight = p.weight.to(parameter_dtype)
     bias = torch.stack((p.bias, p.bias), dim=1).to(parameter_dtype)[:, 1]  # every second element
-    sums = reference.batch_norm_act_reduce(p.grad, p.x, p.moments, p.affine, None, p.residual, p.residual_moments, True)
+    sums = reference.batch_norm_act_reduce(
+        p.grad, p.x, p.moments, p.affine, None, p.residual, p.residual_moments, *RELU
+    )
     for parameters in [(weight, bias), (weight, None), (None, bias), (None, None)]:
         arguments = (p.moments, *parameters, EPS)
         assert_close(ops.batch_norm_affine(*arguments), reference.batch_norm_affine(*arguments))
@@ -175,50 +188,46 @@ def test_per_channel_steps_equal_the_reference_for_parameters_of_any_dtype(param
 
 
 @pytest.mark.parametrize("branch", ["no residual", "residual", "second branch"])
-@pytest.mark.parametrize("relu", [True, False], ids=["relu", "linear"])
+@each_act
 @each_shape
 @each_dtype
-def test_apply_equals_the_reference(dtype, shape, relu, branch):
-    check_apply(problem(shape, dtype), relu, branch)
+def test_apply_equals_the_reference(dtype, shape, act, branch):
+    check_apply(problem(shape, dtype), act, branch)
 
 
 @pytest.mark.parametrize("write_masked", [True, False], ids=["masked", "dx only"])
-@pytest.mark.parametrize("mask", ["linear", "sign of x", "sign of z"])
+@each_act_and_source
 @pytest.mark.parametrize("branches", [1, 2])
 @each_shape
 @each_dtype
-def test_backward_equals_the_reference(dtype, shape, branches, mask, write_masked):
-    check_backward(problem(shape, dtype), branches, mask, write_masked)
+def test_backward_equals_the_reference(dtype, shape, branches, act, source, write_masked):
+    check_backward(problem(shape, dtype), branches, act, source, write_masked)
 
 
-@pytest.mark.parametrize("mask", ["linear", "sign of x", "sign of z"])
+@each_act_and_source
 @pytest.mark.parametrize(("shape", "channels", "first"), PARTS, ids=str)
 @each_dtype
-def test_a_residual_of_fewer_channels_equals_the_reference(dtype, shape, channels, first, mask):
-    p = problem(shape, dtype)
-    # where the sign comes from x, an element within a rounding error of zero may fall on either side
-    preactivation = torch.addcmul(p.affine[1].view(1, -1, 1, 1), p.x.float(), p.affine[0].view(1, -1, 1, 1))
-    p.grad[preactivation.abs() < 1e-5] = 0
-    check_part(p, channels, first, mask)
+def test_a_residual_of_fewer_channels_equals_the_reference(dtype, shape, channels, first, act, source):
+    check_part(problem(shape, dtype), channels, first, act, source)
 
 
 @pytest.mark.parametrize("branches", [1, 2])
-@pytest.mark.parametrize("mask", ["linear", "sign of x", "sign of z"])
+@pytest.mark.parametrize(("act", "source"), [(NONE, "x"), (RELU, "x"), (RELU, "z")], ids=str)
 @each_dtype
-def test_backward_with_fixed_statistics_equals_the_reference(dtype, mask, branches):
+def test_backward_with_fixed_statistics_equals_the_reference(dtype, act, source, branches):
     p = problem((2, 24, 5, 5), dtype)
     p.x[0, 0, 0, 0] = torch.inf  # a·G does not see x
     fixed = p.affine[:1].contiguous()
     # one branch's statistics may be fixed and the other's not
     residual = (None, None) if branches == 1 else (p.residual, torch.randn(4, 24, device=DEVICE))
-    z = p.residual if mask == "sign of z" else None
-    arguments = (p.grad, p.x, p.affine, fixed, z, *residual, mask != "linear", 0)
+    z = p.residual if source == "z" else None
+    arguments = (p.grad, p.x, p.affine, fixed, z, *residual, *act, 0)
     for result, expected in zip(
         ops.batch_norm_act_backward(*arguments), reference.batch_norm_act_backward(*arguments), strict=True
     ):
         assert_close(result, expected)
     if branches == 1:
-        check_backward_in_place(p, fixed, z, mask != "linear")
+        check_backward_in_place(p, fixed, z, act)
 
 
 @each_shape
@@ -227,26 +236,27 @@ def test_the_masked_gradient_and_its_sum_equal_the_reference(dtype, shape):
     check_masked_grad(problem(shape, dtype))
 
 
-@pytest.mark.parametrize("relu", [True, False], ids=["relu", "linear"])
+@pytest.mark.parametrize("masked", [True, False], ids=["masked", "whole"])
 @each_shape
 @each_dtype
-def test_adding_the_shortcut_equals_the_reference(dtype, shape, relu):
+def test_adding_the_shortcut_equals_the_reference(dtype, shape, masked):
     p = problem(shape, dtype)
-    expected = p.x.clone()
-    reference.add_masked_(expected, p.grad, p.residual if relu else None, relu)
-    ops.add_masked_(p.x, p.grad, p.residual if relu else None, relu)
+    expected, z = p.x.clone(), p.residual if masked else None
+    reference.add_masked_(expected, p.grad, z)
+    ops.add_masked_(p.x, p.grad, z)
     assert_close(p.x, expected)
 
 
+@pytest.mark.parametrize("act", [RELU, Act(Kind.GELU)], ids=str)
 @each_dtype
-def test_addresses_that_no_wide_access_allows(dtype):
+def test_addresses_that_no_wide_access_allows(dtype, act):
     p = problem((2, 64, 9, 9), dtype, offset=1)
     check_statistics(p)
     check_masked_grad(p)
-    check_backward(p, 1, "sign of x", True)
-    check_part(p, 32, 16, "sign of z")
-    check_apply(p, True, "second branch")
-    ops.add_masked_(p.x, p.grad, None, False)
+    check_backward(p, 1, act, "x", True)
+    check_part(p, 32, 16, act, "z")
+    check_apply(p, act, "second branch")
+    ops.add_masked_(p.x, p.grad, None)
 
 
 @pytest.mark.parametrize("offset", [0, 1, 1000])
@@ -276,7 +286,7 @@ def test_results_are_the_same_every_time():
     results = [
         (
             *ops.batch_norm_stats(p.x, p.weight, p.bias, EPS),
-            ops.batch_norm_act_reduce(p.grad, p.x, p.moments, p.affine, None, None, None, True),
+            ops.batch_norm_act_reduce(p.grad, p.x, p.moments, p.affine, None, None, None, *RELU),
             *ops.masked_grad(p.grad, p.residual),
             ops.masked_grad_(p.grad.clone(), p.x, p.residual),
         )
@@ -295,34 +305,58 @@ def test_nan_and_infinity_come_out_where_stock_gives_them(dtype):
     finite = [[True, False, False], [True, True, False], [True, True, False]]
     assert moments.isnan().tolist() == finite
     assert moments[0, 1] == torch.inf
-    assert torch.equal(ops.batch_norm_act(x, affine, None, None, True).isnan(), stock.isnan())
+    assert torch.equal(ops.batch_norm_act(x, affine, None, None, *RELU).isnan(), stock.isnan())
     # the sign of NaN masks nothing
     grad = torch.ones_like(x)
     dx = grad.clone()
-    ops.add_masked_(dx, grad, x, True)
+    ops.add_masked_(dx, grad, x)
     assert dx[0, 0, 1, 2] == 2
-    sums = ops.batch_norm_act_reduce(grad, x, moments, affine, x, None, None, True)
+    sums = ops.batch_norm_act_reduce(grad, x, moments, affine, x, None, None, *RELU)
     assert torch.equal(sums[0], (~(x <= 0)).sum((0, 2, 3)).float())
+
+
+@each_act
+@each_dtype
+def test_special_values_are_those_of_float64(dtype, act):
+    v = SPECIAL.to(DEVICE, dtype)
+    x = v.view(-1, 1, 1, 1).expand(-1, 8, 1, 1).contiguous(memory_format=torch.channels_last)
+    affine = torch.tensor([1.0, -0.0], device=DEVICE)[:, None].repeat(1, 8)  # leaves the sign of a zero
+    z = ops.batch_norm_act(x, affine, None, None, *act)
+    arguments = (torch.ones_like(x), x, affine, affine[:1])
+    gradients = [ops.batch_norm_act_backward(*arguments, y, None, None, *act, 8)[1][:, 0, 0, 0] for y in (None, x)]
+    assert_special_values(act, v, z[:, 0, 0, 0], gradients)
+
+
+@pytest.mark.parametrize("scale", [1.0, 8.0])
+@each_act
+def test_value_and_gradient_are_as_accurate_as_stock(act, scale):
+    x = image_of((2, 64, 20, 20), torch.float32) * scale
+    affine = torch.stack((torch.ones(64), torch.zeros(64))).to(DEVICE)
+    exact = {"value": value(act, x.double()), "gradient": gradient(act, torch.ones_like(x).double(), x.double())}
+    stock = {"value": value(act, x), "gradient": gradient(act, torch.ones_like(x), x)}
+    _, masked = ops.batch_norm_act_backward(torch.ones_like(x), x, affine, affine[:1], None, None, None, *act, 64)
+    fused = {"value": ops.batch_norm_act(x, affine, None, None, *act), "gradient": masked}
+    assert_as_accurate_as_stock(fused, stock, exact)
 
 
 def test_an_empty_batch_gives_nan_statistics_and_empty_activations():
     p = problem((2, 8, 4, 4), torch.float32)
     x = torch.empty(0, 8, 4, 4, device=DEVICE)
     assert all(result.isnan().all() for result in ops.batch_norm_stats(x, None, None, EPS))
-    assert ops.batch_norm_act(x, p.affine, x, p.affine, True).shape == x.shape
-    ops.batch_norm_act_(x, p.affine, x, p.affine, True)
-    sums = ops.batch_norm_act_reduce(x, x, p.moments, p.affine, None, None, None, True)
+    assert ops.batch_norm_act(x, p.affine, x, p.affine, *RELU).shape == x.shape
+    ops.batch_norm_act_(x, p.affine, x, p.affine, *RELU)
+    sums = ops.batch_norm_act_reduce(x, x, p.moments, p.affine, None, None, None, *RELU)
     assert torch.equal(sums, torch.zeros(2, 8, device=DEVICE))
-    sums = ops.batch_norm_act_reduce(x, x, p.moments, p.affine, x, x, p.moments, True)
+    sums = ops.batch_norm_act_reduce(x, x, p.moments, p.affine, x, x, p.moments, *RELU)
     assert torch.equal(sums, torch.zeros(4, 8, device=DEVICE))
     coefficients = torch.zeros(4, 8, device=DEVICE)
-    dx, _ = ops.batch_norm_act_backward(x, x, p.affine, coefficients, None, x, coefficients, True, 0)
+    dx, _ = ops.batch_norm_act_backward(x, x, p.affine, coefficients, None, x, coefficients, *RELU, 0)
     assert dx.shape == x.shape
-    assert ops.batch_norm_act(x, p.affine, x[:, :4], None, True, 2).shape == x.shape
-    _, masked = ops.batch_norm_act_backward(x, x, p.affine, coefficients, None, None, None, True, 4, 2)
+    assert ops.batch_norm_act(x, p.affine, x[:, :4], None, *RELU, 2).shape == x.shape
+    _, masked = ops.batch_norm_act_backward(x, x, p.affine, coefficients, None, None, None, *RELU, 4, 2)
     assert masked.shape == (0, 4, 4, 4)
-    assert ops.batch_norm_act_backward_(x, x, p.affine, coefficients, None, True, True).shape == x.shape
-    ops.add_masked_(x, x, x, True)
+    assert ops.batch_norm_act_backward_(x, x, p.affine, coefficients, None, *RELU, True).shape == x.shape
+    ops.add_masked_(x, x, x)
     masked, sums = ops.masked_grad(x, x)
     assert masked.shape == x.shape
     assert torch.equal(sums, torch.zeros(8, device=DEVICE))
@@ -335,6 +369,7 @@ def test_an_empty_batch_gives_nan_statistics_and_empty_activations():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        ({"act": 8}, "act must have a value from 0 to 7, got 8"),
         ({"x": torch.zeros(2, 8, 4)}, r"x must have four dimensions \[N, C, H, W\], got 3 dimensions"),
         ({"x": torch.zeros(2, 8, 4, 4).double()}, r"x must have dtype float32, bfloat16 or float16, got Double"),
         (
@@ -355,7 +390,7 @@ def test_errors_name_the_argument_what_was_wanted_and_what_came(change, message)
     arguments = {"x": x, "affine": torch.zeros(2, 8), "residual": None, "residual_affine": None, **change}
     arguments = {name: t.to(DEVICE) if isinstance(t, Tensor) else t for name, t in arguments.items()}
     with pytest.raises(RuntimeError, match="fused_resnet::batch_norm_act: " + message):
-        ops.batch_norm_act(**arguments, relu=True)
+        ops.batch_norm_act(**{"act": 1, "alpha": 0.0, "beta": 0.0, **arguments})
 
 
 @pytest.mark.parametrize(
@@ -378,9 +413,9 @@ def test_a_mask_that_does_not_fit_is_named(z, message):
 def test_tensors_on_different_devices_are_refused():
     x = torch.zeros(2, 8, 4, 4, device=DEVICE).to(memory_format=torch.channels_last)
     with pytest.raises(RuntimeError, match="affine must have device cuda:0, got cpu"):
-        ops.batch_norm_act(x, torch.zeros(2, 8), None, None, True)
+        ops.batch_norm_act(x, torch.zeros(2, 8), None, None, *RELU)
     with pytest.raises(RuntimeError, match="x must have the device of the other tensors, got cpu"):
-        ops.batch_norm_act(x.cpu(), torch.zeros(2, 8, device=DEVICE), None, None, True)
+        ops.batch_norm_act(x.cpu(), torch.zeros(2, 8, device=DEVICE), None, None, *RELU)
 
 
 @pytest.mark.skipif(DEVICE == "cpu", reason="needs a GPU's memory")
@@ -391,7 +426,7 @@ def test_more_elements_than_32_bits_count():
     moments, affine = ops.batch_norm_stats(x, None, None, EPS)
     assert_close(moments[0], torch.full((64,), 3.0, device=DEVICE))
     affine = torch.stack((torch.ones_like(affine[0]), torch.zeros_like(affine[0])))
-    z = ops.batch_norm_act(x, affine, None, None, True)
+    z = ops.batch_norm_act(x, affine, None, None, *RELU)
     assert z[-1, :, -1, -1].eq(0).all()
     assert z[-1, :, -1, -2].eq(3).all()
     assert z[0, :, 0, 0].eq(3).all()
@@ -406,15 +441,15 @@ def test_every_operation_can_be_captured():
 
     def step():
         moments, affine = ops.batch_norm_stats(p.x, p.weight, p.bias, EPS)
-        z = ops.batch_norm_act(p.x, affine, p.residual, None, True)
-        sums = ops.batch_norm_act_reduce(p.grad, p.x, moments, affine, z, None, None, True)
+        z = ops.batch_norm_act(p.x, affine, p.residual, None, *RELU)
+        sums = ops.batch_norm_act_reduce(p.grad, p.x, moments, affine, z, None, None, *RELU)
         *_, coefficients = ops.batch_norm_coefficients(sums, 0, moments, p.weight, EPS, p.count, True)
-        dx, _ = ops.batch_norm_act_backward(p.grad, p.x, affine, coefficients, z, None, None, True, 64)
-        ops.add_masked_(dx, p.grad, z, True)
+        dx, _ = ops.batch_norm_act_backward(p.grad, p.x, affine, coefficients, z, None, None, *RELU, 64)
+        ops.add_masked_(dx, p.grad, z)
         masked, sum_grad = ops.masked_grad(p.grad, z)
         ops.masked_grad_(masked, p.residual, z)
-        dx = ops.batch_norm_act_backward_(dx, p.x, affine, coefficients, None, True, True)
-        ops.batch_norm_act_(masked, affine, p.residual, None, True)
+        dx = ops.batch_norm_act_backward_(dx, p.x, affine, coefficients, None, *RELU, True)
+        ops.batch_norm_act_(masked, affine, p.residual, None, *RELU)
         return z, dx, masked, sum_grad
 
     expected = step()
