@@ -174,19 +174,19 @@ def _restore_plan(
     of_modules: Reads,
     *of_calls: Any,
 ) -> Plan:
-    def named(unit: Any) -> Any:
-        return unit._replace(act=RELU) if isinstance(unit, UnitPaths) and unit.act == "function" else unit
-
     def of_class(container: Container) -> Container:
         reads = _with_references(container.attributes, lambda names: getattr(container.cls, names[-1], None))
         return container._replace(attributes=reads)
 
     of_modules = _with_references(of_modules, lambda names: vars(importlib.import_module(names[0])).get(names[1]))
-    # an earlier commit knew a single activation that is a function, and had no name for it
-    chains = tuple(
-        tuple(b._replace(units=tuple(map(named, b.units)), shortcut=named(b.shortcut)) for b in chain) for chain in chains
-    )
+    chains = tuple(tuple(_with_its_relu(block) for block in chain) for chain in chains)
     return Plan(chains, tuple(map(of_class, containers)), identities, source, options, of_modules, *of_calls)
+
+
+def _with_its_relu(block: BlockPaths) -> BlockPaths:
+    """Name the activations of an earlier commit, which knew one that is a function, by no name of its own."""
+    units: Any = block.units
+    return block._replace(units=tuple(u._replace(act=RELU) if u.act == "function" else u for u in units))
 
 
 def body_of(function: FunctionType) -> tuple[Any, ...]:
