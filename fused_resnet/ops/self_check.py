@@ -76,7 +76,7 @@ def _first_wrong(k: SimpleNamespace, device: str, dtypes: tuple[torch.dtype, ...
             ("batch_norm_act_pool", (x, affine, *RELU, [3, 3], [2, 2], [1, 1])),
             ("max_pool_backward", (pooled, index, [5, 7], [3, 3], [2, 2], [1, 1])),
         ]
-        for act in EXAMPLES:
+        for act in EXAMPLES if channels == 19 and memory_format is formats[0] else ():
             calls += [
                 ("batch_norm_act", (x, affine, residual, None, *act)),
                 ("batch_norm_act_reduce", (grad, x, moments, affine, None, None, None, *act)),
