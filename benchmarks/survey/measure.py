@@ -7,10 +7,12 @@ import functools
 import hashlib
 import json
 import os
+import re
 import signal
 import sys
 import time
 import warnings
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -111,12 +113,29 @@ def norms_in_chains(model: nn.Module) -> int:
 
     What the last call left to stock does not count.
     """
+    return sum(isinstance(inner, _BatchNorm) for inner in _norms_reached(model))
+
+
+def _norms_reached(model: nn.Module) -> set[nn.Module]:
     reached: set[nn.Module] = set()
     for module in model.modules():
         plan, fusion = plan_of(module), fusion_of(module)
         paths = [] if plan is None or fusion is None or fusion.last else plan.modules
         reached |= {module.get_submodule(".".join(path)) for path in paths}
-    return sum(isinstance(inner, _BatchNorm) for inner in reached)
+    return reached
+
+
+def why_norms_are_left(model: nn.Module) -> str:
+    """Say why batch norms are in no chain, by reason, the most frequent first."""
+    reached = _norms_reached(model)
+    reasons = {row.module: row.reason for row in fused_resnet.explain(model).rows if row.reason}
+    left: Counter[str] = Counter()
+    for name, norm in model.named_modules():
+        if isinstance(norm, _BatchNorm) and norm not in reached:
+            nearest = [name.rsplit(".", n)[0] for n in range(name.count(".") + 1)] + [f"({type(model).__name__})"]
+            reason = next((reasons[place] for place in nearest if place in reasons), "of its root")
+            left[re.sub(r"^\S+ (?=follows|is called)", "", reason)] += 1
+    return "; ".join(f"{reason.replace(';', ',')} ×{count}" for reason, count in left.most_common())
 
 
 class Record:
@@ -203,7 +222,7 @@ def _measure_surgery(model: nn.Module, record: Record) -> None:
     fused = compare("fuse", before, modules=False)
     with record.phase("explain"):
         row.chains = len(fused_resnet.explain(model).fused)
-        row.in_chains = norms_in_chains(model)
+        row.in_chains, row.left = norms_in_chains(model), why_norms_are_left(model)
     explained = compare("explain", fused, modules=True)
     with record.phase("unfuse"):
         fused_resnet.unfuse(model)
@@ -230,7 +249,7 @@ def _measure_verify(model: nn.Module, limits: Limits, record: Record) -> None:
             with at_most(limits.verify_seconds):
                 found = find_input(model, network)
                 if not isinstance(found, str):
-                    row.in_chains = _norms_that_ran(model, network, found[0])
+                    _run_once(model, network, found[0], row)
         except OutOfTime:
             found = f"no input found in {limits.verify_seconds:.0f} s"
     found = _why_not_verified(row, limits) or found
@@ -255,13 +274,13 @@ def _measure_verify(model: nn.Module, limits: Limits, record: Record) -> None:
             row.verify, row.note = "skipped", f"not done in {limits.verify_seconds:.0f} s"
 
 
-def _norms_that_ran(model: nn.Module, network: nn.Module, inputs: tuple[Tensor, ...]) -> int:
-    """Count the batch norms in chains that a call ran, and did not leave to stock for what it was called with."""
+def _run_once(model: nn.Module, network: nn.Module, inputs: tuple[Tensor, ...], row: Row) -> None:
+    """Count again what is in chains, now that a call has shown what it leaves to stock for what it was called with."""
     fused_resnet.fuse(model)
     try:
         with torch.no_grad():
             network(*inputs)
-        return norms_in_chains(model)
+        row.in_chains, row.left = norms_in_chains(model), why_norms_are_left(model)
     finally:
         fused_resnet.unfuse(model)
 

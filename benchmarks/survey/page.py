@@ -46,6 +46,30 @@ def _totals(rows: list[Row]) -> list[str]:
     ]
 
 
+# of a reason, and what it says
+KINDS = {
+    "follows": "alone: no convolution of its own in front, no activation or add behind: nothing to save",
+    "cannot be traced": "in a forward of which it is not proved what it does",
+    "the last call": "called with what its forward was not traced with",
+    "": "another reason",
+}
+
+
+def left_stock(rows: Iterable[Row]) -> str:
+    """Return, in Markdown, why batch norms are in no chain, how many, and the networks with the most of them."""
+    counts: dict[str, Counter[str]] = {kind: Counter() for kind in KINDS}
+    for row in rows:
+        for text in filter(None, row.left.split("; ")):
+            reason, _, count = text.rpartition(" ×")
+            counts[next(kind for kind in KINDS if kind in reason)][row.name] += int(count)
+    lines = ["| batch norms | why they are stock's | most of them in |", "|--:|---|---|"]
+    for kind, networks in counts.items():
+        if networks:
+            most = ", ".join(f"`{name}` {count}" for name, count in networks.most_common(6))
+            lines.append(f"| {networks.total()} | {KINDS[kind]} | {most} |")
+    return "\n".join(lines)
+
+
 def findings(rows: Iterable[Row]) -> str:
     """Return, in Markdown, every network that somebody should look into, and why others were not measured."""
     rows = list(rows)
@@ -73,13 +97,17 @@ every network is a line of [{table.name}]({table.name}).
 {summary(rows)}
 
 Each network was built with random weights, in a process of its own. Counted are batch norms of every kind (over
-sequences and volumes, too), and those of them that run inside a fused chain in training. *Changed* means that `fuse`,
-`explain` or `unfuse` wrote to a parameter, a buffer or a random number generator, or that `unfuse` did not bring back
+sequences and volumes, too), and those of them that ran inside a fused chain in a call in training. *Changed* means that
+`fuse`, `explain` or `unfuse` wrote to a parameter, a buffer or a random number generator, or that `unfuse` did not bring back
 every module's class, mode and attributes. *Verified* is what `fused_resnet.verify` says of a training step in float32,
 on {BATCH} images of the smallest size that the stock network takes, of the networks in which something is fused; of
 torchvision's detectors, the backbone and the heads on fixed boxes. *By noise* is right within what the network itself
 makes of one rounding of its input, or with two other inputs where it was not with the first: in so small a step, one
 ReLU that goes the other way decides. Times of `fuse` are seconds on one core, of networks with batch norms.
+
+## Left stock
+
+{left_stock(rows)}
 
 {findings(rows)}
 """

@@ -44,6 +44,7 @@ class Row:
     norms: int | None = None
     norms_2d: int | None = None
     in_chains: int | None = None
+    left: str = ""  # why the others are in none, without their names: REASON ×N; …
     chains: int | None = None
     first: float | None = None
     again: float | None = None
