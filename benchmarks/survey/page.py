@@ -97,13 +97,14 @@ every network is a line of [{table.name}]({table.name}).
 {summary(rows)}
 
 Each network was built with random weights, in a process of its own. Counted are batch norms of every kind (over
-sequences and volumes, too), and those of them that ran inside a fused chain in a call in training. *Changed* means that
-`fuse`, `explain` or `unfuse` wrote to a parameter, a buffer or a random number generator, or that `unfuse` did not bring back
-every module's class, mode and attributes. *Verified* is what `fused_resnet.verify` says of a training step in float32,
-on {BATCH} images of the smallest size that the stock network takes, of the networks in which something is fused; of
-torchvision's detectors, the backbone and the heads on fixed boxes. *By noise* is right within what the network itself
-makes of one rounding of its input, or with two other inputs where it was not with the first: in so small a step, one
-ReLU that goes the other way decides. Times of `fuse` are seconds on one core, of networks with batch norms.
+sequences and volumes, too), and those of them that ran inside a fused chain in a call in training. *Changed* means
+that `fuse`, `explain` or `unfuse` wrote to a parameter, a buffer or a random number generator, or that `unfuse` did
+not bring back every module's class, mode and attributes. *Verified* is what `fused_resnet.verify` says of a training
+step in float32, on {BATCH} images of the smallest size that the stock network takes, of the networks in which
+something is fused; of torchvision's detectors, the backbone and the heads on fixed boxes. *By noise* is right within
+what the network itself makes of one rounding of its input, or with two other inputs where it was not with the first:
+in so small a step, one ReLU that goes the other way decides. Times of `fuse` are seconds on one core, of networks
+with batch norms.
 
 ## Left stock
 
