@@ -18,19 +18,20 @@ SILU, HARDSWISH = Act(int(Kind.SILU)), Act(int(Kind.HARDSWISH))
 _GELU = {"none": Act(int(Kind.GELU)), "tanh": Act(int(Kind.GELU_TANH))}
 
 
-def _hardtanh(min_val: float = -1.0, max_val: float = 1.0, inplace: bool = False) -> Act:
-    return Act(int(Kind.HARDTANH), float(min_val), float(max_val))
+def _hardtanh(min_val: float = -1.0, max_val: float = 1.0, inplace: bool = False) -> Act | None:
+    return Act(int(Kind.HARDTANH), float(min_val), float(max_val)) if min_val <= max_val else None  # else an error
 
 
-def _leaky_relu(negative_slope: float = 0.01, inplace: bool = False) -> Act:
-    return Act(int(Kind.LEAKY_RELU), float(negative_slope))
+def _leaky_relu(negative_slope: float = 0.01, inplace: bool = False) -> Act | None:
+    # in place, stock cannot tell what it was by what it is where the sign turns
+    return None if inplace and negative_slope < 0 else Act(int(Kind.LEAKY_RELU), float(negative_slope))
 
 
 def _gelu(approximate: str = "none") -> Act | None:
     return _GELU.get(approximate)
 
 
-def _relu6(inplace: bool = False) -> Act:
+def _relu6(inplace: bool = False) -> Act | None:
     return _hardtanh(0.0, 6.0)
 
 
@@ -43,7 +44,7 @@ _OF_MODULE: dict[type, Callable[[Any], Act | None]] = {
     nn.ReLU: lambda _: RELU,
     nn.ReLU6: lambda m: _hardtanh(m.min_val, m.max_val),
     nn.Hardtanh: lambda m: _hardtanh(m.min_val, m.max_val),
-    nn.LeakyReLU: lambda m: _leaky_relu(m.negative_slope),
+    nn.LeakyReLU: lambda m: _leaky_relu(m.negative_slope, m.inplace),
     nn.SiLU: lambda _: SILU,
     nn.Hardswish: lambda _: HARDSWISH,
     nn.GELU: lambda m: _gelu(m.approximate),
@@ -55,7 +56,8 @@ _OF_CALL: dict[Any, Callable[..., Act | None]] = {
     **dict.fromkeys((F.relu, F.relu_, torch.relu, torch.relu_, "relu", "relu_"), _always(RELU)),
     F.relu6: _relu6,
     **dict.fromkeys((F.hardtanh, F.hardtanh_), _hardtanh),
-    **dict.fromkeys((F.leaky_relu, F.leaky_relu_), _leaky_relu),
+    F.leaky_relu: _leaky_relu,
+    F.leaky_relu_: lambda negative_slope=0.01: _leaky_relu(negative_slope, inplace=True),
     F.silu: _always(SILU),
     F.hardswish: _always(HARDSWISH),
     F.gelu: _gelu,

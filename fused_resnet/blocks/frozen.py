@@ -1,18 +1,21 @@
 """Frozen batch norms: layers of other packages that are known by what they hold, and proved by what they compute."""
 
-import copy
 from collections.abc import Callable
+from types import FunctionType, SimpleNamespace
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-HELD = {"weight", "bias", "running_mean", "running_var"}
+HELD = ("weight", "bias", "running_mean", "running_var")
 EPS = 1e-5  # of those that have it in their forward
+# what the forward of a frozen norm may name: what it holds, and how tensors of channels become images of them
+NAMES = {*HELD, "eps", "reshape", "view", "unsqueeze", "rsqrt", "sqrt"}
+TIMM = ("timm.layers.norm_act", "FrozenBatchNormAct2d")  # whose activation is looked for elsewhere
 
 
 class _Proof(NamedTuple):
-    """What a class was found to be, and the forward that it had then."""
+    """What the forward of a class was found to be."""
 
     forward: Callable[..., Any]
     is_frozen: bool
@@ -24,13 +27,14 @@ _PROVED: dict[type, _Proof] = {}
 def is_frozen_norm(norm: nn.Module) -> bool:
     """Whether a module is a batch norm whose statistics and parameters are buffers: torchvision's, or a copy of it.
 
-    Of each class one module is tried, on numbers.  timm's has an activation behind it, which has to be looked for.
+    A class's forward is read, which may name nothing but the four buffers, an ``eps`` and how they are brought to the
+    shape of an image, and is tried on numbers; then each module must hold them and nothing else.
     """
-    cls = type(norm)
+    cls: Any = type(norm)
     proof = _PROVED.get(cls)
     if proof is None or proof.forward is not cls.forward:
-        proof = _PROVED[cls] = _Proof(cls.forward, _holds(norm) and _computes(norm))
-    return proof.is_frozen
+        proof = _PROVED[cls] = _Proof(cls.forward, _computes(cls))
+    return proof.is_frozen and norm._buffers.keys() == set(HELD) and not norm._parameters
 
 
 def frozen_eps(norm: Any) -> float:
@@ -38,32 +42,34 @@ def frozen_eps(norm: Any) -> float:
     return float(getattr(norm, "eps", EPS))
 
 
-def _holds(norm: nn.Module) -> bool:
-    """Whether a module has the buffers of a frozen norm, [C] each, and nothing else that could be trained."""
-    held = dict(norm.named_buffers(recurse=False))
-    shapes = {buffer.shape for buffer in held.values()}
-    if held.keys() != HELD or len(shapes) != 1 or any(True for _ in norm.parameters()):
+def _computes(cls: Any) -> bool:
+    """Whether a class's forward computes a frozen norm; what is behind timm's is left out."""
+    forward = cls.forward
+    is_timms = (cls.__module__, cls.__qualname__) == TIMM
+    if type(forward) is not FunctionType or cls.__call__ is not nn.Module.__call__:
         return False
-    return len(shapes.pop()) == 1
-
-
-def _computes(norm: nn.Module) -> bool:
-    """Whether a module's forward is a frozen norm's, tried on a copy in float64; what is behind timm's, left out."""
-    tried: Any = copy.deepcopy(norm).cpu().double()
-    for name in tried._modules:
-        setattr(tried, name, nn.Identity())
-    channels = tried.weight.shape[0]
-    values = torch.linspace(-1.7, 1.3, channels, dtype=torch.float64)
+    names = NAMES | {"drop", "act"} if is_timms else NAMES
+    if not names.issuperset(forward.__code__.co_names) or forward.__code__.co_freevars or forward.__defaults__:
+        return False
+    if cls.__getattr__ is not nn.Module.__getattr__ or cls.__getattribute__ is not nn.Module.__getattribute__:
+        return False
+    if any(isinstance(getattr(cls, name, None), property) for name in (*HELD, "eps")):
+        return False
+    values = torch.linspace(-1.7, 1.3, 3, dtype=torch.float64, device="cpu")
     held = {"weight": values.sin() + 2, "bias": values.cos(), "running_mean": values * 3, "running_var": values.exp()}
-    for name, value in held.items():
-        getattr(tried, name).copy_(value)
-    x = torch.linspace(-5, 5, 12 * channels, dtype=torch.float64).view(2, channels, 2, 3)
-    wanted = nn.functional.batch_norm(
-        x, held["running_mean"], held["running_var"], held["weight"], held["bias"], eps=frozen_eps(norm)
-    )
+    x = torch.linspace(-5, 5, 36, dtype=torch.float64, device="cpu").view(2, 3, 2, 3)
+    uses_eps = "eps" in forward.__code__.co_names
+    eps = 0.01 if uses_eps else EPS
+    tried = SimpleNamespace(**held, **({"eps": eps} if uses_eps else {}), drop=_itself, act=_itself)
+    weight, bias, mean, var = held.values()
+    wanted = nn.functional.batch_norm(x, mean, var, weight, bias, eps=eps)
     try:
         with torch.no_grad():
-            got = tried(x)
+            got = forward(tried, x)
     except Exception:  # whatever it asks for
         return False
-    return isinstance(got, torch.Tensor) and got.shape == x.shape and bool(torch.allclose(got, wanted, rtol=1e-9))
+    return isinstance(got, Tensor) and got.shape == x.shape and bool(torch.allclose(got, wanted, rtol=1e-9))
+
+
+def _itself(x: Tensor) -> Tensor:
+    return x

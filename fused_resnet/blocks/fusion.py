@@ -11,6 +11,7 @@ from fused_resnet.blocks.layers import child
 from fused_resnet.blocks.plan import Plan
 from fused_resnet.blocks.prepare import PreparedChain, prepare
 from fused_resnet.blocks.snapshot import Snapshot
+from fused_resnet.blocks.subclasses import layer_class
 
 
 class Fusion:
@@ -91,6 +92,8 @@ def _keep(module: nn.Module, plan: Plan, chains: list[PreparedChain | str]) -> K
     layers = [child(module, path) for path in paths]
     if any(isinstance(m, nn.SyncBatchNorm) or (is_frozen_norm(m) and "eps" not in vars(m)) for m in layers):
         return None  # processes, a class
+    if any(layer_class(m) is not type(m) for m in layers):
+        return None  # a class that may change
     if any(isinstance(value, (list, Tensor)) for layer in layers for value in vars(layer).values()):
         return None
     inside = {path[:n] for path in (*paths, *(c.path for c in plan.containers)) for n in range(len(path) + 1)}

@@ -47,6 +47,8 @@ def padding_of(conv: Any, dims: int) -> tuple[int, ...] | None:
         return sizes(0, dims)
     if conv.padding != "same":
         return sizes(conv.padding, dims)
+    if any(n != 1 for n in sizes(conv.stride, dims)):
+        return None  # an error of stock's
     both = [d * (n - 1) for n, d in zip(sizes(conv.kernel_size, dims), sizes(conv.dilation, dims), strict=True)]
     return None if any(n % 2 for n in both) else tuple([n // 2 for n in both])
 
@@ -71,8 +73,8 @@ def norm_dims(norm: nn.Module) -> list[int]:
 
 def is_inert(module: nn.Module) -> bool:
     """Whether a module gives what it is given: nn.Identity, or a dropout that drops nothing."""
-    if type(module) in (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d):
-        return bool(module.p == 0 or not module.training)
+    if type(module) is nn.Dropout:
+        return bool(module.p == 0 or (0 <= module.p <= 1 and not module.training))
     return type(module) is nn.Identity
 
 
@@ -100,7 +102,7 @@ def layers_are_stock() -> bool:
 
 
 def _activations_are_stock() -> bool:
-    """Whether the activations besides ReLU are torch's own."""
+    """Whether the activations besides ReLU, and what may be left out between them and a norm, are torch's own."""
     return (
         nn.Hardtanh.forward is _HARDTANH
         and nn.ReLU6.forward is _HARDTANH
@@ -114,6 +116,12 @@ def _activations_are_stock() -> bool:
         and F.silu is _F_SILU
         and F.hardswish is _F_HARDSWISH
         and F.gelu is _F_GELU
+        and F.relu_ is _F_RELU_
+        and F.leaky_relu_ is _F_LEAKY_RELU_
+        and F.hardtanh_ is _F_HARDTANH_
+        and nn.Dropout.forward is _DROPOUT
+        and nn.Identity.forward is _IDENTITY
+        and F.dropout is _F_DROPOUT
     )
 
 
@@ -135,7 +143,7 @@ def _is_called_as_stock() -> bool:
     return all([cls.__call__ is _CALL for cls in _CALLED])  # noqa: C419 (half the time)
 
 
-_CALLED = (*CONVOLUTIONS, *BATCH_NORMS, *ACTIVATIONS)
+_CALLED = (*CONVOLUTIONS, *BATCH_NORMS, *ACTIVATIONS, nn.Dropout, nn.Identity, nn.MaxPool2d)
 _CONV2D, _CONV_FORWARD, _BATCH_NORM = nn.Conv2d.forward, nn.Conv2d._conv_forward, nn.BatchNorm2d.forward
 _CONV1D, _CONV1D_FORWARD, _F_CONV1D = nn.Conv1d.forward, nn.Conv1d._conv_forward, F.conv1d
 _CONV3D, _CONV3D_FORWARD, _F_CONV3D = nn.Conv3d.forward, nn.Conv3d._conv_forward, F.conv3d
@@ -147,3 +155,5 @@ _TORCH_CONV2D, _TORCH_BATCH_NORM, _TORCH_RELU = torch.conv2d, torch.batch_norm, 
 _F_CONV2D, _F_BATCH_NORM, _F_RELU, _F_MAX_POOL = F.conv2d, F.batch_norm, F.relu, F.max_pool2d
 _F_HARDTANH, _F_RELU6, _F_LEAKY_RELU = F.hardtanh, F.relu6, F.leaky_relu
 _F_SILU, _F_HARDSWISH, _F_GELU = F.silu, F.hardswish, F.gelu
+_F_RELU_, _F_LEAKY_RELU_, _F_HARDTANH_ = F.relu_, F.leaky_relu_, F.hardtanh_
+_DROPOUT, _IDENTITY, _F_DROPOUT = nn.Dropout.forward, nn.Identity.forward, F.dropout

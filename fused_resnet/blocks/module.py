@@ -23,6 +23,7 @@ from fused_resnet.blocks.prepare import PreparedChain, prepare
 from fused_resnet.blocks.refusals import NO_PLAN, why_not_input
 from fused_resnet.blocks.running_stats import update_running_stats
 from fused_resnet.chain.autograd import run_chain
+from fused_resnet.chain.forward import ShortcutError
 from fused_resnet.chain.spec import Padded, act_of_signature, act_signature, is_projection
 from fused_resnet.chain.synchronized import group_name
 from fused_resnet.ops.activation import NONE, Act, value
@@ -78,11 +79,17 @@ class PreparedChains:
         self.plan = plan
         self.chains = chains
 
+    def run_beside(self, index: int, x: Tensor, shortcut: Any) -> Tensor:
+        """Run a chain whose shortcut starts from another value than its own input."""
+        if not isinstance(shortcut, Tensor) or shortcut.device != x.device or shortcut.layout != torch.strided:
+            note_last_call(self.module, f"the last call added a {type(shortcut).__name__} that no chain takes")
+            return run_stock(self.module, self.plan.chains[index], x, shortcut, beside=True)
+        return self.run(index, x, shortcut)
+
     def run(self, index: int, x: Tensor, shortcut: Tensor | None) -> Tensor:
-        """Run one chain and update the running statistics of its batch norms."""
+        """Run one chain and update the running statistics of its batch norms; a shortcut of None starts from ``x``."""
         chain = self.chains[index]
-        added = shortcut is None or isinstance(shortcut, Tensor)  # a number is stock's to add
-        if isinstance(chain, str) or not (added and self.serves(chain, x)):
+        if isinstance(chain, str) or not self.serves(chain, x):
             given = f"the last call gave a chain {x.dtype} of {x.dim()} dimensions"
             note_last_call(self.module, chain if isinstance(chain, str) else given)
             return run_stock(self.module, self.plan.chains[index], x, shortcut)
@@ -98,12 +105,19 @@ class PreparedChains:
             without_add = (((*units[:-1], (*rest, act_signature(NONE))), None, pool),), options
             z = self._run(chain._replace(signature=without_add), x, None) + _strided(kind, shortcut)
             return value(act_of_signature(act), z)
-        z = self._run(chain, x, shortcut)
+        try:
+            z = self._run(chain, x, shortcut)
+        except ShortcutError:  # before anything was written; stock may know what to make of it, or what to raise
+            note_last_call(self.module, "the last call added what has another shape")
+            return run_stock(self.module, self.plan.chains[index], x, shortcut)
         return z if chain.pool is None else child(self.module, chain.pool)(z)
 
     def serves(self, chain: PreparedChain, x: Tensor) -> bool:
         """Whether a chain can run on ``x``."""
-        return x.dim() == 2 + next(iter(chain.dims), 2) and serves_dtype(chain, x)
+        if x.dim() != 2 + next(iter(chain.dims), 2):
+            return False
+        here = [p.device == x.device for p in (*chain.parameters, *chain.running)]
+        return all(here) and serves_dtype(chain, x)
 
     def _run(self, chain: PreparedChain, x: Tensor, shortcut: Tensor | None) -> Tensor:
         z, moments = run_chain(chain.signature, x, shortcut, chain.parameters, chain.running)
@@ -127,7 +141,12 @@ def serves_dtype(chain: PreparedChain, x: Tensor) -> bool:
 
     Autocast casts what convolutions read; what a norm or an add reads keeps its dtype.
     """
-    if torch.is_autocast_enabled(x.device.type):
+    autocast = torch.is_autocast_enabled(x.device.type)
+    dtype = torch.get_autocast_dtype(x.device.type) if autocast else x.dtype
+    for of_norm, is_frozen in chain.norm_dtypes:
+        if of_norm != dtype and (is_frozen or of_norm != torch.float32 or dtype == torch.float64):
+            return False  # stock raises, or gives what it promotes to
+    if autocast:
         if x.dtype == torch.get_autocast_dtype(x.device.type):
             return True
         (units, shortcut, _), *_ = chain.signature[0]
@@ -137,11 +156,11 @@ def serves_dtype(chain: PreparedChain, x: Tensor) -> bool:
     return x.is_floating_point() and all(p.dtype == x.dtype for p in chain.parameters if p.dim() > 1)
 
 
-def run_stock(module: nn.Module, paths: ChainPaths, x: Tensor, shortcut: Tensor | None) -> Tensor:
-    """Run a chain's own modules, as the forward that was traced does."""
+def run_stock(module: nn.Module, paths: ChainPaths, x: Tensor, shortcut: Any, beside: bool = False) -> Tensor:
+    """Run a chain's own modules, as the forward that was traced does; ``beside`` where None is a shortcut, too."""
     for block in paths:
-        source = x if shortcut is None else shortcut
-        shortcut = None
+        source = shortcut if beside or shortcut is not None else x
+        shortcut, beside = None, False
         for unit in block.units:
             last = unit is block.units[-1]
             x = _run_unit(module, unit, x)

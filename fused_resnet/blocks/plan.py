@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from types import BuiltinFunctionType, FunctionType, ModuleType
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from fused_resnet.chain.spec import Padded
@@ -148,8 +149,10 @@ class Plan:
 def _is(kind: str, value: Any) -> bool:
     """Whether an argument is what it was taken for."""
     if kind == TENSORS:
-        return type(value) in (list, tuple) and len(value) > 0 and all([isinstance(v, Tensor) for v in value])  # noqa: C419
-    return kind == VALUE or isinstance(value, Tensor)
+        return type(value) is list and len(value) > 0 and all([isinstance(v, Tensor) for v in value])  # noqa: C419
+    if isinstance(value, Tensor):
+        return torch.compiler.is_compiling() or type(value) in (Tensor, nn.Parameter)
+    return kind == VALUE
 
 
 REFERENCES = (FunctionType, BuiltinFunctionType, ModuleType, type)

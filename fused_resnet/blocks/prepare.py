@@ -2,6 +2,7 @@
 
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from fused_resnet.blocks.activations import act_of_module
@@ -41,6 +42,7 @@ class PreparedChain(NamedTuple):
     parameters: list[Tensor]
     running: list[Tensor]
     norms: list[Any]  # of every unit; None where it does not normalise by its batch
+    norm_dtypes: list[tuple[torch.dtype, bool]]  # of every norm's tensors, and whether it is frozen
     dims: list[int]  # the spatial dimensions that its convolutions and norms ask for, all the same
     pool: Path | None = None  # that runs behind the chain, where it has become one that the kernels do not know
 
@@ -65,7 +67,7 @@ def prepare(module: nn.Module, plan: Plan) -> list[PreparedChain | str] | str:
 
 
 def _prepare_chain(module: nn.Module, paths: ChainPaths, options: tuple[str, str]) -> PreparedChain | str:
-    prepared = PreparedChain((), [], [], [], [])
+    prepared = PreparedChain((), [], [], [], [], [])
     blocks = []
     for block in paths:
         signature = _read_block(module, block, prepared)
@@ -120,6 +122,9 @@ def _read_unit(module: nn.Module, unit: UnitPaths, prepared: PreparedChain) -> S
     if reason := _read_parameters(norm, unit.norm, prepared):
         return reason
     prepared.dims.extend(norm_dims(norm))
+    for tensor in (norm.weight, norm.bias, norm.running_mean, norm.running_var):
+        if tensor is not None and (tensor.dtype, is_frozen_norm(norm)) not in prepared.norm_dtypes:
+            prepared.norm_dtypes.append((tensor.dtype, is_frozen_norm(norm)))
     frozen = is_frozen_norm(norm)
     eps = frozen_eps(norm) if frozen else float(norm.eps)
     batch_stats = not frozen and (norm.training or norm.running_mean is None)

@@ -47,6 +47,10 @@ def is_pointwise(unit: Unit, weight: Tensor | None) -> bool:
     return weight.shape[2:] == (1, 1) and unit.conv.padding == (0, 0) and unit.conv.groups == 1
 
 
+class ShortcutError(ValueError):
+    """A shortcut has not the dtype or the shape of what it is added to."""
+
+
 class BlockForward:
     """One forward pass.
 
@@ -203,7 +207,7 @@ def _residual(residual: Tensor, shape: torch.Size, dtype: torch.dtype, padding: 
         return residual
     fits = torch.broadcast_shapes(residual.shape, shape) == shape and not (padding and residual.shape[1] != shape[1])
     if residual.dtype != dtype or not fits:
-        raise ValueError(
+        raise ShortcutError(
             f"residual must have the dtype and shape of what it is added to, {dtype} {tuple(shape)}, "
             f"got {residual.dtype} {tuple(residual.shape)}"
         )

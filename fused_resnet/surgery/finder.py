@@ -44,12 +44,15 @@ class _Found(NamedTuple):
         Whether there is a graph.
     may_be_part
         Whether all in it but the children that are leaves may be in one chain.
+    is_unit
+        Whether it is a convolution, a norm and an activation, or some of them, and nothing else.
     """
 
     containers: tuple[Container, ...]
     plan: Plan | str
     traced: bool = True
     may_be_part: bool = False
+    is_unit: bool = False
 
 
 class Finder:
@@ -155,17 +158,25 @@ class Finder:
         if traced.graph is None:
             return _Found(traced.containers, _untraceable(traced.refused), traced=False)
         graph, identities = traced.graph, drop_identities(module, traced.graph)
-        through = [] if deep else [p for p in Matcher(module, graph).strangers() if self._is_traceable(module, p)]
+        through: list[Path] = []
+        if not deep:
+            shallow = Matcher(module, graph)
+            through += [path for path in shallow.strangers() if self._is_traceable(module, path)]
+            through += [path for path in shallow.children_with_norms() if self._is_unit(module, path)]
         if through and (further := trace(module, deep, through, arguments)).graph is not None:
             traced, graph, identities = further, further.graph, drop_identities(module, further.graph)
         containers, matcher = traced.containers, Matcher(module, graph)
+        if len(arguments) > 1 and matcher.changes_an_argument():
+            return _Found(containers, _untraceable("it changes an argument in place, which may be another one, too"))
         may_be_part = matcher.knows_all()
         matches = matcher.matches()
         if self.stages:
             matches = joined(matches)
+        whole = is_whole(graph, matches)
+        is_unit = whole and matches[0].is_unit
         of_children = {path[0] for match in matches for block in match.paths for path in block.modules}
-        if deep and (not is_whole(graph, matches) or len(of_children) == 1):
-            return _Found(containers, "", may_be_part=may_be_part)
+        if deep and (not whole or len(of_children) == 1):
+            return _Found(containers, "", may_be_part=may_be_part, is_unit=is_unit)
         paths = tuple(match.paths for match in matches)
         fused = {path for chain in paths for block in chain for path in block.modules}
         norms = [name for name, inner in module.named_children() if is_norm(inner) and (name,) not in fused]
@@ -175,7 +186,12 @@ class Finder:
         source = write_forward(graph, matches)
         calls = tuple(arguments.values()), tuple(arguments)
         plan = Plan(paths, containers, identities, source, self.options, traced.globals, left, *calls)
-        return _Found(containers, plan, may_be_part=may_be_part)
+        return _Found(containers, plan, may_be_part=may_be_part, is_unit=is_unit)
+
+    def _is_unit(self, module: nn.Module, path: Path) -> bool:
+        """Whether a child is one unit of a chain, which its neighbours may go on."""
+        inner = child(module, path)
+        return self._find(inner, _shape(inner), deep=not all(map(is_primitive, inner.children()))).is_unit
 
     def _is_traceable(self, module: nn.Module, path: Path) -> bool:
         """Whether the forward of a child can be gone through."""

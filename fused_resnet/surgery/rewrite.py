@@ -10,15 +10,19 @@ from fused_resnet.surgery.rules import Match
 
 
 def write_forward(graph: fx.Graph, chains: list[Match]) -> str:
-    """Replace every chain in a graph by ``chains.run(i, x, shortcut)`` and write the graph as Python source."""
-    x = next(node for node in graph.nodes if node.op == "placeholder")
-    with graph.inserting_before(x):
+    """Replace every chain in a graph by ``chains.run`` or ``run_beside`` and write the graph as Python source."""
+    first = next(node for node in graph.nodes if node.op == "placeholder")
+    with graph.inserting_before(first):
         runner = graph.placeholder("chains")
     replaced: dict[fx.Node, fx.Node] = {}
     for i, match in enumerate(chains):
         shortcut = match.shortcut and replaced.get(match.shortcut, match.shortcut)
         with graph.inserting_after(match.end):
-            run = graph.call_method("run", (runner, i, replaced.get(match.x, match.x), shortcut))
+            x = replaced.get(match.x, match.x)
+            if shortcut is None:
+                run = graph.call_method("run", (runner, i, x, None))
+            else:
+                run = graph.call_method("run_beside", (runner, i, x, shortcut))
         match.end.replace_all_uses_with(run)
         replaced[match.end] = run
         for node in reversed([node for node in graph.nodes if node in match.nodes]):

@@ -90,6 +90,12 @@ class Match(NamedTuple):
     nodes: list[fx.Node]
     end: fx.Node
 
+    @property
+    def is_unit(self) -> bool:
+        """Whether it is a single unit and nothing else."""
+        (block, *others) = self.paths
+        return not others and len(block.units) == 1 and block.shortcut is None and block.pool is None
+
 
 class Matcher:
     """Finds the chains in the graph of one forward."""
@@ -116,6 +122,11 @@ class Matcher:
                 matches.append(match)
         return sorted(matches, key=lambda match: self.order[match.end])
 
+    def changes_an_argument(self) -> bool:
+        """Whether any node writes into what the forward was given."""
+        given = [node for node in self.order if node.op == "placeholder"]
+        return any(_changes_in_place(self.root, user) for node in given for user in node.users)
+
     def strangers(self) -> list[Path]:
         """Return the children beside a norm that the trace did not go into and that have no norms of their own."""
         found = []
@@ -125,6 +136,15 @@ class Matcher:
                 neighbours = [unit.x, *([self._consumer(node)] if unit.act is None else [])]
                 found += [_path(n) for n in neighbours if n is not None and self._is_stranger(n)]
         return list(dict.fromkeys(found))
+
+    def children_with_norms(self) -> list[Path]:
+        """Return the children that have norms and that the trace did not go into."""
+        called = [(node, child(self.root, _path(node))) for node in self.order if node.op == "call_module"]
+        return [
+            _path(node)
+            for node, inner in called
+            if not is_primitive(inner) and fusion_of(inner) is None and any(map(is_norm, inner.modules()))
+        ]
 
     def _is_stranger(self, node: fx.Node) -> bool:
         called = child(self.root, _path(node)) if node.op == "call_module" else None

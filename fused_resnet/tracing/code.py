@@ -57,6 +57,7 @@ def read_code(code: CodeType) -> Code:
     first = code.co_varnames[0] if code.co_argcount else None
     if any(i.opname.startswith(("STORE_FAST", "STORE_DEREF")) and first in (i.argval, *_pair(i)) for i in instructions):
         first = None  # it becomes another object
+    own = _of_own(instructions, first)
     for i, instruction in enumerate(instructions):
         starts = getattr(instruction, "line_number", instruction.starts_line)  # by its name in Python 3.13
         line = line if starts is None else starts
@@ -84,7 +85,7 @@ def read_code(code: CodeType) -> Code:
             known = left in (OF_SELF, GLOBAL, NONE) and (left, right) != (OF_SELF, OF_SELF)
             if left == "." or (right != NONE and not (known and right in (OF_SELF, GLOBAL))):
                 refused.append((line, "a comparison by identity"))
-            elif not known:
+            elif not known and left not in own:
                 none.add(("" if left in stored else left, line))
         if is_global:
             names.add((instruction.argval, tuple(chain), line))
@@ -93,6 +94,18 @@ def read_code(code: CodeType) -> Code:
     return Code(
         refused[0] if refused else None, tuple(sorted(attributes)), tuple(sorted(names)), tuple(of_values), tuple(none)
     )
+
+
+def _of_own(instructions: list[dis.Instruction], first: str | None) -> set[str]:
+    """Return the local variables that are never anything but what is read of self, a global or a constant."""
+    assigned: dict[str, set[str]] = {}
+    for i, instruction in enumerate(instructions):
+        if instruction.opname.startswith("STORE_FAST"):
+            plain = instruction.opname == "STORE_FAST" and i > 0
+            kind = _expression(instructions, i - 1, first)[1] if plain else ""
+            for name in _pair(instruction) or (instruction.argval,):
+                assigned.setdefault(name, set()).add(kind)
+    return {name for name, kinds in assigned.items() if kinds <= {OF_SELF, GLOBAL, NONE}}
 
 
 OF_SELF, GLOBAL, NONE = "self.", "global", "None"  # which are no names of variables

@@ -19,6 +19,7 @@ from torch.fx.proxy import Attribute
 from fused_resnet.blocks.layers import is_batch_norm
 from fused_resnet.blocks.plan import TENSOR, TENSORS
 from fused_resnet.blocks.subclasses import layer_class
+from fused_resnet.tracing.ledger import Unprovable
 from fused_resnet.tracing.watch import Watch
 
 IN_PLACE = (operator.iadd, operator.isub, operator.imul, operator.itruediv)
@@ -67,6 +68,11 @@ class _Opaque(fx.Proxy):
 
 class Value(_Opaque):
     """A value of a trace; torch's C++ is never told that it is a tensor."""
+
+    def __iter__(self) -> Iterator[Any]:
+        if self.node.op == "placeholder":  # how many there are is asked of what it stands for
+            raise Unprovable("it takes an argument apart")
+        return super().__iter__()
 
 
 class _ValueAttribute(_Opaque, Attribute):

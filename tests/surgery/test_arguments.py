@@ -92,7 +92,7 @@ CALLS = {
     "a number to add": (Added, (X, 2.0), {}, 0),
     "a tensor where a list may be": (Listed, (WIDE,), {}, 1),
     "a list": (Listed, ([X, Y],), {}, 1),
-    "a tuple": (Listed, ((X, Y),), {}, 1),
+    "a tuple": (Listed, ((X, Y),), {}, 0),
     "a list of one": (Listed, ([WIDE],), {}, 1),
     "a list, unasked": (Children, ([X, Y],), {}, 1),
 }
