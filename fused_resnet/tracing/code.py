@@ -57,7 +57,8 @@ def read_code(code: CodeType) -> Code:
     first = code.co_varnames[0] if code.co_argcount else None
     if any(i.opname.startswith(("STORE_FAST", "STORE_DEREF")) and first in (i.argval, *_pair(i)) for i in instructions):
         first = None  # it becomes another object
-    own = _of_own(instructions, first)
+    arguments = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
+    own = _of_own(instructions, first).difference(arguments)
     for i, instruction in enumerate(instructions):
         starts = getattr(instruction, "line_number", instruction.starts_line)  # by its name in Python 3.13
         line = line if starts is None else starts
