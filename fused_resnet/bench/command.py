@@ -45,7 +45,7 @@ Measure the fused operations and networks beside stock PyTorch, in one process a
   model     a step of a network: forward, cross entropy, backward, SGD
   memory    activations that a training step keeps for its backward (on a GPU also its peak)
   profile   the time of a step by class of kernel: convolutions, norm, pointwise, casts, optimizer, gaps
-  roofline  what a step of a network must move, keep and can reach; counted, needs no GPU
+  roofline  what a step of a network must move, keep and can reach; counted, needs no GPU (a library's network runs)
 
   report    make docs/benchmarks.md and its plots from benchmarks/results/DEVICE/WHAT.json
 
@@ -265,7 +265,10 @@ def read_settings(options: argparse.Namespace, suites: list[Suite]) -> Settings:
     check_models(settings, suites)
     for suite in suites:
         own = settings_of(suite, settings)
-        for dtype in own.dtypes if suite.name != "roofline" else ():  # it traces what an engine would do elsewhere
+        runs = suite.name != "roofline" or any(
+            map(is_library_name, own.models)
+        )  # else what an engine would do elsewhere
+        for dtype in own.dtypes if runs else ():
             own.contenders(dtype)
         if peers.TIMM in own.peers:
             check_timm(own.models)
@@ -312,7 +315,7 @@ def check_models(settings: Settings, suites: list[Suite]) -> None:
             raise ValueError(
                 f"{' and '.join(counting)} need this package's networks, whose blocks they know, got --model {name}"
             )
-        if {suite.name for suite in suites} & {"model", "memory", "profile", "roofline"}:
+        if any("model" in suite.columns for suite in suites):
             check_input(name, settings.image_size)
 
 
