@@ -17,6 +17,8 @@ from fused_resnet.bench.settings import Settings
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 SETTINGS = Settings.on(DEVICE)
+# with SiLU, depthwise convolutions and squeeze-and-excitation; skipped where timm is not installed
+LIBRARY_MODELS = ("timm:efficientnet_b0",)
 
 
 @pytest.fixture(scope="session")
@@ -49,4 +51,4 @@ def pytest_generate_tests(metafunc):
     if "dtype" in metafunc.fixturenames:
         metafunc.parametrize("dtype", SETTINGS.dtypes, scope="module")
     if "model" in metafunc.fixturenames:
-        metafunc.parametrize("model", SETTINGS.models)
+        metafunc.parametrize("model", [*SETTINGS.models, *LIBRARY_MODELS])

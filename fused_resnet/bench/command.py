@@ -12,6 +12,7 @@ import torch
 
 from fused_resnet import engines, models
 from fused_resnet.bench import peers, table
+from fused_resnet.bench.libraries import check_input, check_name, is_library_name
 from fused_resnet.bench.network import MODES
 from fused_resnet.bench.plot import draw, drawable
 from fused_resnet.bench.record import make_record, write_record
@@ -19,6 +20,7 @@ from fused_resnet.bench.report import write_report
 from fused_resnet.bench.rows import FUSED, STOCK, Row
 from fused_resnet.bench.settings import Settings
 from fused_resnet.bench.suites import SUITES, Suite
+from fused_resnet.ops.activation import BY_NAME
 from fused_resnet.system.atomic import replacing
 from fused_resnet.system.environment import environment
 from fused_resnet.system.host_memory import keep_freed_memory
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
     Subcommands = argparse._SubParsersAction[argparse.ArgumentParser]
 
 REPORT, ALL = "report", "all"
+# this package's networks that are made of the blocks that suites count
+RESIDUAL = [name for name in models.names() if name.startswith("resnet")]
 # what runs without a word: what a user wants to know of a machine
 DEFAULT_SUITES = ("op", "model", "memory")
 
@@ -35,15 +39,18 @@ Measure the fused operations and networks beside stock PyTorch, in one process a
 
   ceilings  a large copy and a large matrix product: what this machine can do at the most
   pointwise every distinct 1x1 convolution with its batch norm: what prologue, statistics, mask and sums cost
-  op        relu(batch_norm(x) + shortcut) at the shapes of a ResNet-50, with percent of the limit
+  op        act(batch_norm(x) + shortcut) at the shapes of a ResNet-50, with percent of the limit
   conv      every distinct convolution of a network, fprop, dgrad and wgrad, with percent of the limit
   block     forward and backward of every distinct residual block of a network
   model     a step of a network: forward, cross entropy, backward, SGD
   memory    activations that a training step keeps for its backward (on a GPU also its peak)
   profile   the time of a step by class of kernel: convolutions, norm, pointwise, casts, optimizer, gaps
-  roofline  what a step of a network must move, keep and can reach; counted, needs no GPU
+  roofline  what a step of a network must move, keep and can reach; counted, needs no GPU (a library's network runs)
 
   report    make docs/benchmarks.md and its plots from benchmarks/results/DEVICE/WHAT.json
+
+Networks are this package's ResNets; model, memory, profile and roofline also take timm:NAME and torchvision:NAME, with
+random weights and without a download: stock is the library's network as it is, fused the same behind fused_resnet.fuse.
 
 Every result is first compared with float64: a peer farther off than twice stock's error gets no figure, and the exit
 status is 1. Times are medians with the 20th and 80th percentile; a ratio is the median of those within each round of
@@ -58,6 +65,9 @@ examples:
       --peers fused compile compile-max-autotune timm    one network against everybody
   fused-resnet bench model --device cuda --cuda-graph    the same without launch gaps, for every peer
   fused-resnet bench op --engine triton cuda --device cuda    two engines by turns
+  fused-resnet bench op --act relu silu hardswish gelu --dtype fp32    the operation with other activations
+  fused-resnet bench model memory --model timm:efficientnet_b0 torchvision:mobilenet_v3_large    other networks
+  fused-resnet bench memory --model torchvision:r3d_18 --batch-size 2    clips: 16 frames at half of --image-size
   fused-resnet bench pointwise --model resnet50 --dtype bf16 --device cuda    what a 1x1 costs, part by part
   fused-resnet bench profile --peers fused compile --trace trace.json    where the time goes
   fused-resnet bench roofline --model resnet50 --dtype bf16 --batch-size 256 --copy 4300 --matmul 790
@@ -86,14 +96,19 @@ def add_bench(subcommands: "Subcommands") -> None:
         help=f"{', '.join(SUITES)}, {ALL} or {REPORT} (default: {' '.join(DEFAULT_SUITES)})",
     )
 
-    residual = [name for name in models.names() if name.startswith("resnet")]  # what suites count are their blocks
     what = parser.add_argument_group("what").add_argument
     what(
         "--model",
         nargs="+",
-        choices=residual,
         metavar="NAME",
-        help=f"networks: {', '.join(residual)} (default: {' '.join(default.models)})",
+        help=f"networks: {', '.join(RESIDUAL)}, timm:NAME, torchvision:NAME (default: {' '.join(default.models)})",
+    )
+    what(
+        "--act",
+        nargs="+",
+        choices=list(BY_NAME),
+        metavar="NAME",
+        help=f"activations of op, one or more: {', '.join(BY_NAME)} (default: {' '.join(default.acts)})",
     )
     what(
         "--peers",
@@ -176,12 +191,14 @@ def run_bench(options: argparse.Namespace) -> int:
     print(title(here))
     for suite in suites:
         own = settings_of(suite, settings)
+        suite = table.fitted(suite, own)
         print(f"\n{table.heading(suite, own)}", flush=True)
         previous: Row | None = None
         for row in suite.measure(own):
             rows.append(row)
             first = previous is None or previous.values.keys() != row.values.keys()
-            print(*table.lines(suite, row, first=first), sep="\n", flush=True)
+            group = table.group_line(suite, row, previous)
+            print(*group, *table.lines(suite, row, first=first), sep="\n", flush=True)
             previous = row
             if options.json is not None:
                 write_record(options.json, make_record(command_line(), here, settings, rows))
@@ -220,6 +237,8 @@ def read_settings(options: argparse.Namespace, suites: list[Suite]) -> Settings:
     if options.cuda_graph and device.type != "cuda":
         raise ValueError(f"--cuda-graph needs --device cuda, got {options.device}: only a GPU's work can be captured")
     names = [suite.name for suite in suites]
+    if options.act is not None and "op" not in names:
+        raise ValueError(f"--act belongs to the suite op, got {' '.join(names)}")
     if options.trace is not None and "profile" not in names:
         raise ValueError(f"--trace belongs to the suite profile, got {' '.join(names)}")
 
@@ -227,7 +246,8 @@ def read_settings(options: argparse.Namespace, suites: list[Suite]) -> Settings:
     if options.quick:
         settings = settings.quick()
     given = {
-        "models": options.model and tuple(options.model),
+        "models": options.model and tuple(dict.fromkeys(options.model)),
+        "acts": options.act and tuple(dict.fromkeys(options.act)),
         "dtypes": options.dtype and tuple(options.dtype),
         "peers": options.peers and tuple(dict.fromkeys(options.peers)),
         "engines": options.engine and tuple(options.engine),
@@ -242,9 +262,13 @@ def read_settings(options: argparse.Namespace, suites: list[Suite]) -> Settings:
         "trace": options.trace,
     }
     settings = replace(settings, **{name: value for name, value in given.items() if value is not None})
+    check_models(settings, suites)
     for suite in suites:
         own = settings_of(suite, settings)
-        for dtype in own.dtypes if suite.name != "roofline" else ():  # it traces what an engine would do elsewhere
+        runs = suite.name != "roofline" or any(
+            map(is_library_name, own.models)
+        )  # else what an engine would do elsewhere
+        for dtype in own.dtypes if runs else ():
             own.contenders(dtype)
         if peers.TIMM in own.peers:
             check_timm(own.models)
@@ -275,6 +299,24 @@ def read_device(name: str) -> torch.device:
 def settings_of(suite: Suite, settings: Settings) -> Settings:
     """Return the settings with the peers that a suite has."""
     return replace(settings, peers=tuple(name for name in settings.peers if name not in suite.without))
+
+
+def check_models(settings: Settings, suites: list[Suite]) -> None:
+    """Find out before anything is measured whether the networks are there, and what is asked of them can be done."""
+    counting = [suite.name for suite in suites if suite.counts_blocks]
+    for name in settings.models:
+        if not is_library_name(name):
+            if name not in RESIDUAL:
+                known = ", ".join(RESIDUAL)
+                raise ValueError(f"--model must be one of {known}, or timm:NAME or torchvision:NAME, got {name!r}")
+            continue
+        check_name(name)
+        if counting:
+            raise ValueError(
+                f"{' and '.join(counting)} need this package's networks, whose blocks they know, got --model {name}"
+            )
+        if any("model" in suite.columns for suite in suites):
+            check_input(name, settings.image_size)
 
 
 def check_timm(names: tuple[str, ...]) -> None:

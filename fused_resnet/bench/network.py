@@ -10,10 +10,11 @@ from torch import Tensor, nn
 from fused_resnet import models
 from fused_resnet.bench.accuracy import GRADIENT, OUTPUT, STATISTIC, Result
 from fused_resnet.bench.graphs import capture
+from fused_resnet.bench.libraries import CLASSES, channels_last, input_shape
 from fused_resnet.bench.peers import DTYPES, EXACT_PEER, TIMM, Peer, compiled, fused
+from fused_resnet.verification.accuracy import one_rounding_away
 
 MODES = ("train", "eval")
-CLASSES = 1000
 RESIDUAL_SCALE = 0.1
 
 # A throughput run needs no GradScaler, whose search for a scale is no part of a step's cost worth timing: a constant
@@ -30,7 +31,7 @@ class Workload:
     model
         A name that `fused_resnet.models.create` knows.
     batch_size, image_size
-        Images of a step, and their height and width.
+        Images of a step, and their height and width; of clips twice theirs.
     dtype
         ``"fp32"``, or ``"bf16"`` or ``"fp16"`` for autocast.
     device
@@ -61,28 +62,34 @@ class NetworkStep:
         Who runs it.
     batches : int
         How many batches take turns, so that the images of a step are in no cache.
+    moved : int, optional
+        Moves the images by a rounding, drawn by this seed: what a step then computes shows the network's own noise.
     """
 
-    def __init__(self, workload: Workload, peer: Peer, *, batches: int = 1) -> None:
+    def __init__(self, workload: Workload, peer: Peer, *, batches: int = 1, moved: int | None = None) -> None:
         self.workload = workload
         self.peer = peer
         dtype = torch.float64 if peer == EXACT_PEER else torch.float32
         self.model = make_network(workload, peer).to(workload.device, dtype)
-        self.model = self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        shape = input_shape(workload.model, workload.image_size)
+        layout = channels_last(shape)
+        self.model = self.model.to(memory_format=layout)  # type: ignore[call-overload]
         self.model.train(workload.mode == "train")
         fused(peer, self.model)
         self._call: Callable[[Tensor], Tensor] = compiled(peer, self.model, graphed=workload.graphed)
 
         torch.manual_seed(1)  # of the images and the labels: the same for every peer
-        device, count, size = workload.device, workload.batch_size, workload.image_size
+        device, count = workload.device, workload.batch_size
         self._batches = [
             (
-                torch.randn(count, 3, size, size, device=device).to(dtype, memory_format=torch.channels_last),
+                torch.randn(count, *shape, device=device).to(dtype, memory_format=layout),
                 torch.randint(CLASSES, (count,), device=device),
             )
             for _ in range(batches)
         ]
         self.images, self.labels = self._batches[0]
+        if moved is not None:
+            self.images = one_rounding_away(self.images, DTYPES[workload.dtype], moved)
         self._turn = 0
         self._replay: Callable[[], object] | None = None
 
@@ -136,6 +143,7 @@ class NetworkStep:
 
     def result(self) -> Result:
         """Return all that a step computes: logits and, in training, every gradient and the moved running statistics."""
+        torch.manual_seed(2)  # of what a step drops: the same for every peer
         if self.workload.mode == "eval":
             with torch.no_grad():
                 return {OUTPUT: {"logits": self.logits()}}
@@ -161,8 +169,16 @@ def make_network(workload: Workload, peer: Peer) -> nn.Module:
         if isinstance(module, models.BasicBlock | models.Bottleneck):
             # at full scale, rounding errors grow from block to block until no gradient in bfloat16 means anything
             nn.init.constant_(module.last_norm.weight, RESIDUAL_SCALE)
+        elif isinstance(module, nn.modules.batchnorm._BatchNorm) and is_zero(module.weight):
+            # as some begin at the end of a branch: no gradient would reach what is in front, and nothing be checked
+            nn.init.constant_(module.weight, RESIDUAL_SCALE)
     if peer.name != TIMM:
         return model
     theirs = models.create(f"timm:{workload.model}", num_classes=CLASSES)
     theirs.load_state_dict(model.state_dict())
     return theirs
+
+
+def is_zero(tensor: Tensor | None) -> bool:
+    """Whether nothing but zeros is in it."""
+    return tensor is not None and not bool(tensor.any())

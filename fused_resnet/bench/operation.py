@@ -1,8 +1,8 @@
-"""The operation ``relu(batch_norm(x) + shortcut)``, forward and backward, as each peer computes it."""
+"""The operation ``act(batch_norm(x) + shortcut)``, forward and backward, as each peer computes it."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import NamedTuple
 
 import torch
@@ -17,6 +17,20 @@ from fused_resnet.bench.rows import FUSED
 SHORTCUTS = ("none", "residual", "dual")
 EPS, MOMENTUM = 1e-5, 0.1
 
+# Torch's own, by the names of ops.activation.BY_NAME; in place where torch can and networks ask for it, as timm's do.
+# There autograd keeps the output of relu and leaky_relu, and of the others a copy of the input that it makes first.
+STOCK_ACTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "none": lambda v: v,
+    "relu": torch.relu_,
+    "leaky_relu": partial(F.leaky_relu, inplace=True),
+    "hardtanh": partial(F.hardtanh, inplace=True),
+    "relu6": partial(F.relu6, inplace=True),
+    "silu": partial(F.silu, inplace=True),
+    "hardswish": partial(F.hardswish, inplace=True),
+    "gelu": F.gelu,
+    "gelu_tanh": partial(F.gelu, approximate="tanh"),
+}
+
 
 class Norm(NamedTuple):
     """A batch norm's statistics and parameters, each [C], float32 as in a network under autocast."""
@@ -29,7 +43,7 @@ class Norm(NamedTuple):
 
 @dataclass(frozen=True)
 class Operation:
-    """``relu(batch_norm(x) + shortcut)`` in training, on given tensors.
+    """``act(batch_norm(x) + shortcut)`` in training, on given tensors.
 
     Attributes
     ----------
@@ -45,6 +59,8 @@ class Operation:
         The residual's own batch norm, as behind a projection shortcut; or None.
     grad
         The gradient that backward starts from, like `x`.
+    act
+        One of `STOCK_ACTS`.
     """
 
     peer: Peer
@@ -53,10 +69,17 @@ class Operation:
     residual: Tensor | None
     residual_norm: Norm | None
     grad: Tensor
+    act: str = "relu"
 
     @classmethod
     def make(
-        cls, shape: tuple[int, int, int, int], shortcut: str, dtype: torch.dtype, device: torch.device
+        cls,
+        shape: tuple[int, int, int, int],
+        shortcut: str,
+        dtype: torch.dtype,
+        device: torch.device,
+        *,
+        act: str = "relu",
     ) -> "Operation":
         """Draw the tensors and return stock's operation on them; `shortcut` is one of `SHORTCUTS`."""
         generator = torch.Generator(device).manual_seed(0)
@@ -77,6 +100,7 @@ class Operation:
             None if shortcut == "none" else activations(),
             norm() if shortcut == "dual" else None,
             activations().detach(),
+            act,
         )
 
     def by(self, peer: Peer) -> "Operation":
@@ -115,13 +139,14 @@ class Operation:
                 residual_norm=self.residual_norm,
                 momentum=MOMENTUM,
                 eps=EPS,
+                act=self.act,
                 engine=self.peer.engine,
             )
         return self._stock(self.x, self.norm, self.residual, self.residual_norm)
 
     @cached_property
     def _stock(self) -> Callable[..., Tensor]:
-        return compiled(self.peer, _batch_norm_add_relu)
+        return compiled(self.peer, _batch_norm_add(STOCK_ACTS[self.act]))
 
     def forward_backward(self) -> tuple[Tensor, ...]:
         """Compute the operation and the gradients of all that it reads."""
@@ -145,12 +170,17 @@ class Operation:
         return {OUTPUT: {"z": z.detach()}, GRADIENT: gradients, STATISTIC: moved}
 
 
-def _batch_norm_add_relu(x: Tensor, norm: Norm, residual: Tensor | None, residual_norm: Norm | None) -> Tensor:
-    z = _batch_norm(x, norm)
-    if residual is not None:
-        # in place, as in the blocks of the stock networks
-        z += residual if residual_norm is None else _batch_norm(residual, residual_norm)
-    return z.relu_()
+def _batch_norm_add(act: Callable[[Tensor], Tensor]) -> Callable[..., Tensor]:
+    """Return stock's operation with an activation."""
+
+    def batch_norm_add_act(x: Tensor, norm: Norm, residual: Tensor | None, residual_norm: Norm | None) -> Tensor:
+        v = _batch_norm(x, norm)
+        if residual is not None:
+            # in place, as in the blocks of the stock networks
+            v += residual if residual_norm is None else _batch_norm(residual, residual_norm)
+        return act(v)
+
+    return batch_norm_add_act
 
 
 def _batch_norm(x: Tensor, norm: Norm) -> Tensor:

@@ -50,6 +50,9 @@ class Passes(NamedTuple):
     meet: int = 0
 
 
+# that SGD with momentum moves of a parameter: reads weight, gradient and momentum and writes weight and momentum
+OPTIMIZER_BYTES = 5 * 4
+
 # scheme -> role of a unit -> passes
 PASSES = {
     "eager": {"inner": Passes(5, 8), "stem": Passes(5, 8), "end": Passes(8, 8, 3), "dual": Passes(11, 13, 3)},
@@ -61,8 +64,13 @@ INDEX_BYTES = {"eager": 8, "pointwise": 1}
 
 SCHEMES = (*PASSES, *FUSINGS)
 
-# scheme of the operation alone, relu(batch_norm(x) + shortcut): its fewest passes, with r for z in the ReLU's mask
+# The operation alone, act(batch_norm(x) + shortcut): its fewest passes.  The gradient of every activation, ReLU's mask
+# too, can be made of x and r again, so that backward reads r where it would read z: as many passes for all of them.
+# Behind an add the schedule moves more than that: dual, 2 passes for a z or v besides x and r; any add of another
+# activation than ReLU, 3 passes that make v = a·x + b + r of x and r again, to be read in the place of z.
 OPERATION_PASSES = {"none": Passes(3, 5), "residual": Passes(4, 8), "dual": Passes(5, 8)}
+# without an activation the gradient of a shortcut that is added as it is is the one that came
+LINEAR_PASSES = {**OPERATION_PASSES, "residual": Passes(4, 5)}
 
 
 @dataclass(frozen=True)
@@ -218,7 +226,7 @@ def traced(
     ]
     kernels += [(2 * element_size * shapes.features, 0), (0, 3 * shapes.classifier_flop)]
     # what convolutions read and write of the weights is traced, so are the casts
-    kernels.append((5 * 4 * shapes.parameters / batch, 0))
+    kernels.append((OPTIMIZER_BYTES * shapes.parameters / batch, 0))
     image = element_size * shapes.layers[0].input if is_network else 0
     weights = 0 if autocast is None else element_size * sum(p.numel() for p in module.parameters() if p.dim() == 4)
     return Traffic(tuple(kernels), image + (sum(steps.kept for steps in chains) - weights) / batch)
@@ -228,15 +236,15 @@ def parameter_bytes(element_size: int) -> int:
     """Return the bytes that a parameter moves in a step.
 
     Read by fprop and dgrad and written by wgrad; read and written by the cast of weight and of gradient where
-    activations are not float32; SGD with momentum reads weight, gradient and momentum and writes weight and momentum.
+    activations are not float32; then SGD.
     """
     casts = 0 if element_size == 4 else 2 * (4 + element_size)
-    return 3 * element_size + casts + 5 * 4
+    return 3 * element_size + casts + OPTIMIZER_BYTES
 
 
-def operation_bytes(elements: int, shortcut: str, element_size: int, *, backward: bool) -> int:
-    """Return the fewest bytes of ``relu(batch_norm(x) + shortcut)``: statistics need a pass of their own."""
-    passes = OPERATION_PASSES[shortcut]
+def operation_bytes(elements: int, shortcut: str, element_size: int, *, backward: bool, act: str = "relu") -> int:
+    """Return the fewest bytes of ``act(batch_norm(x) + shortcut)``: statistics need a pass of their own."""
+    passes = (LINEAR_PASSES if act == "none" else OPERATION_PASSES)[shortcut]
     return (passes.forward + (passes.backward if backward else 0)) * elements * element_size
 
 

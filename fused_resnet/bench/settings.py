@@ -20,6 +20,8 @@ class Settings:
     ----------
     models
         Networks of every suite but ``op`` and ``ceilings``.
+    acts
+        Activations of ``op``, names of `ops.activation.BY_NAME`.
     batch_size, image_size
         Of every suite; the shapes of ``op`` are those of a ResNet-50 on such images.
     dtypes
@@ -47,6 +49,7 @@ class Settings:
     """
 
     models: tuple[str, ...] = ("resnet18", "resnet50")
+    acts: tuple[str, ...] = ("relu",)
     batch_size: int = 8
     image_size: int = 224
     dtypes: tuple[str, ...] = ("fp32", "bf16")

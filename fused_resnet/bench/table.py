@@ -2,7 +2,9 @@
 
 import textwrap
 from collections.abc import Sequence
+from dataclasses import replace
 
+from fused_resnet.bench.libraries import input_shape, is_of_clips
 from fused_resnet.bench.peers import MAX_AUTOTUNE
 from fused_resnet.bench.rows import FUSED, SECONDS, Row, Spread
 from fused_resnet.bench.settings import Settings
@@ -15,12 +17,33 @@ COLUMN = 8  # of a peer, where the peers are columns: at the least, or its name
 GAP = " "
 
 
+def fitted(suite: Suite, settings: Settings) -> Suite:
+    """Return a suite with a column of networks that is wide enough for those that are measured."""
+    if "model" not in suite.columns:
+        return suite
+    width = max(suite.columns["model"], *map(len, settings.models))
+    return replace(suite, columns={**suite.columns, "model": width})
+
+
+def group_line(suite: Suite, row: Row, previous: Row | None) -> list[str]:
+    """Return the line above the first row of a group, where the rows are in groups."""
+    group = row.case.get(suite.group)
+    new = group is not None and (previous is None or previous.case.get(suite.group) != group)
+    return [f"{suite.group} {group}"] if new else []
+
+
 def heading(suite: Suite, settings: Settings) -> str:
     """Return the lines above a suite's rows, with what all of them have in common."""
     size = f"{settings.image_size}x{settings.image_size}"
     common = f"{suite.name}: {suite.title}; {settings.batch_size} images of {size}"
     if suite.name in ("model", "profile"):
         common += f"; {settings.mode}"
+    if "model" in suite.columns:
+        common += "".join(
+            f"; {name}: clips of {'x'.join(map(str, input_shape(name, settings.image_size)[1:]))}"
+            for name in settings.models
+            if is_of_clips(name)
+        )
     if settings.cuda_graph and suite.name in ("pointwise", "op", "block", "model", "profile"):
         common += "; each peer captured into a CUDA graph"
     cells = [_columns(suite)] if suite.contest else []

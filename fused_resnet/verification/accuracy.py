@@ -63,3 +63,10 @@ def gradient_for(output: Tensor) -> Tensor:
     noise = torch.randn(output.shape, generator=torch.Generator().manual_seed(1))
     like = torch.empty_like(output, dtype=torch.bfloat16).copy_(noise)
     return like.to(output.dtype)
+
+
+def one_rounding_away(t: Tensor, dtype: torch.dtype | None, seed: int) -> Tensor:
+    """Return an input of which a random half has moved by a unit in the last place, or by autocast's rounding."""
+    unit = max(torch.finfo(t.dtype).eps, torch.finfo(dtype or t.dtype).eps / 2)
+    some = torch.rand(t.shape, generator=torch.Generator().manual_seed(seed)) < 0.5
+    return torch.where(some.to(t.device), t * (1 + unit), t)

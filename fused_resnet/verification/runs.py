@@ -12,7 +12,7 @@ from torch.utils import _pytree as pytree
 
 from fused_resnet.surgery import NothingToFuse, explain, fuse, unfuse
 from fused_resnet.system import generators
-from fused_resnet.verification.accuracy import gradient_for
+from fused_resnet.verification.accuracy import gradient_for, one_rounding_away
 from fused_resnet.verification.report import Row, Verification, failed, row_of, said, with_noise
 
 # Draws of a network's own noise at most, of which the worst counts.  Where activations are few, few ReLUs flip: with
@@ -134,10 +134,7 @@ def _prepare(call: _Call, dtype: torch.dtype | None, exact: bool, moved: int | N
         if isinstance(t, Tensor):
             leaf = t.detach().clone()
             if moved is not None and i in floating:
-                # one unit in the last place of the input; under autocast, what rounding it there can do
-                unit = max(torch.finfo(t.dtype).eps, torch.finfo(dtype or t.dtype).eps / 2)
-                some = torch.rand(t.shape, generator=torch.Generator().manual_seed(moved)) < 0.5
-                leaf = torch.where(some.to(t.device), leaf * (1 + unit), leaf)
+                leaf = one_rounding_away(leaf, dtype, moved)
             if i in floating:
                 leaf = leaf.double() if exact else leaf
                 if t.requires_grad or not asked:

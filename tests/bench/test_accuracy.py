@@ -61,3 +61,34 @@ def test_a_gradient_may_differ_by_an_activation_at_zero():
     result, stock, exact = ({"gradient of": tensors["output"]} for tensors in results(1e-6, 2e-2))
     with pytest.raises(WrongResult, match="gradient of z"):
         check("fused", result, stock, exact)
+
+
+def test_what_nobody_has_a_digit_of_is_nothing_to_the_others():
+    """The gradient of a norm's bias in front of another norm is exactly 0: relatively, its rounding is infinite."""
+    result, stock, exact = results(1e-5, 1e-3)
+    for tensors, rounding in ((result, 1e-9), (stock, 1e-9), (exact, 0)):
+        tensors["output"]["zero"] = torch.full((64,), rounding)
+    with pytest.raises(WrongResult, match="output z"):
+        check("fused", result, stock, exact)
+
+
+@pytest.mark.parametrize(("noise", "passes"), [([], False), ([1e-4], False), ([1e-4, 6e-3], True)])
+def test_a_tensor_within_twice_the_worst_of_the_networks_own_noise_passes(noise, passes):
+    result, stock, exact = results(1e-3, 1e-2)
+    draws = [results(1e-3, error)[0] for error in noise]
+    if passes:
+        check("fused", result, stock, exact, draws)
+    else:
+        with pytest.raises(WrongResult, match="output z is off by"):
+            check("fused", result, stock, exact, draws)
+
+
+def test_no_draw_is_made_where_nothing_is_broken():
+    check("fused", *results(1e-3, 1e-3), (pytest.fail("drawn") for _ in range(1)))
+
+
+def test_no_noise_excuses_a_nan():
+    result, stock, exact = results(1e-3, 1e-3)
+    result["output"]["z"][17] = torch.nan
+    with pytest.raises(WrongResult, match="off by nan"):
+        check("fused", result, stock, exact, [results(1e-3, 1.0)[0]])

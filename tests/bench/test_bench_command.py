@@ -11,19 +11,6 @@ from fused_resnet.bench.suites import op
 
 
 @pytest.fixture
-def bench():
-    """Return a function that runs ``bench`` with the given words."""
-    parser = argparse.ArgumentParser(prog="fused-resnet")
-    command.add_bench(parser.add_subparsers())
-
-    def run(*words):
-        options = parser.parse_args(["bench", *map(str, words)])
-        return options.run(options)
-
-    return run
-
-
-@pytest.fixture
 def wrong_operation(monkeypatch):
     """Make the fused operation wrong by one percent."""
     right = Operation.forward
@@ -113,6 +100,22 @@ def test_a_network_that_does_not_fit_is_refused_by_name(bench, monkeypatch, caps
     assert re.search(r"resnet20 +fp32 +stock +\d", shown)
     assert re.search(r"resnet20 +fp32 +conv fprop +\d+\.\d+ ms", shown)
     assert "cannot run: MemoryError: no 4 GiB left" in shown
+
+
+def test_activations_are_named_where_not_all_are_relu(bench, tmp_path, capsys):
+    words = ("--quick", "--dtype", "fp32", "--repeats", 1, "--json", tmp_path / "run.json")
+    assert bench("op", *words, "--act", "relu", "silu", "gelu_tanh", "silu") == 0
+    shown = capsys.readouterr().out
+    assert re.findall(r"^act (\w+)$", shown, re.MULTILINE) == ["relu", "silu", "gelu_tanh"]
+    assert max(map(len, shown.splitlines())) <= 100
+    rows = [row for row in json.loads((tmp_path / "run.json").read_text())["rows"] if row["suite"] == "op"]
+    assert [row["case"]["act"] for row in rows[::6]] == ["relu", "silu", "gelu_tanh"]
+    assert all(row["peers"].keys() == {"stock", "fused"} for row in rows)
+
+    assert bench("op", *words) == 0
+    assert "act relu" not in capsys.readouterr().out
+    rows = [row for row in json.loads((tmp_path / "run.json").read_text())["rows"] if row["suite"] == "op"]
+    assert not any("act" in row["case"] for row in rows)
 
 
 def test_engines_have_a_row_each_and_share_what_stock_took(bench, tmp_path):
@@ -216,7 +219,7 @@ def test_the_examples_of_the_help_are_understood():
     command.add_bench(parser.add_subparsers())
     joined = command.EXAMPLES.replace("\\\n", " ")
     lines = [re.split(r"\s{3,}| && ", line.strip())[0] for line in joined.splitlines() if "fused-resnet" in line]
-    assert len(lines) == 9
+    assert len(lines) == 12
     for line in lines:
         options = parser.parse_args(line.split()[1:])
         command.read_suites(options)

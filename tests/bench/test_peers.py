@@ -5,9 +5,10 @@ from fused_resnet import models
 from fused_resnet.bench.accuracy import OUTPUT, WrongResult, check
 from fused_resnet.bench.block import BlockStep, distinct_blocks
 from fused_resnet.bench.network import NetworkStep, Workload
-from fused_resnet.bench.operation import SHORTCUTS, Operation
+from fused_resnet.bench.operation import SHORTCUTS, STOCK_ACTS, Operation
 from fused_resnet.bench.peers import COMPILED, DTYPES, EXACT_PEER, STOCK_PEER, TIMM, Peer, forget_compiled
 from fused_resnet.bench.settings import Settings
+from fused_resnet.ops.activation import BY_NAME, value
 
 CPU = torch.device("cpu")
 FUSED_PEER = Peer("fused", "auto")
@@ -20,9 +21,26 @@ def tiny(dtype="fp32", mode="train", model="resnet20"):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shortcut", SHORTCUTS)
-def test_the_fused_operation_is_what_stock_computes(shortcut, dtype):
-    stock = Operation.make((2, 8, 7, 5), shortcut, DTYPES[dtype], CPU)
+@pytest.mark.parametrize("act", STOCK_ACTS)
+def test_the_fused_operation_is_what_stock_computes(act, shortcut, dtype):
+    stock = Operation.make((2, 8, 7, 5), shortcut, DTYPES[dtype], CPU, act=act)
     check("fused", *(stock.by(peer).result() for peer in CONTEST))
+
+
+@pytest.mark.parametrize("act", STOCK_ACTS)
+def test_the_fused_operation_has_an_activation_of_its_own(act):
+    fused, relu = (
+        Operation.make((2, 8, 7, 5), "residual", torch.float32, CPU, act=name).by(FUSED_PEER).forward()
+        for name in (act, "relu")
+    )
+    assert torch.equal(fused, relu) == (act == "relu")
+
+
+def test_every_activation_has_one_of_torch():
+    v = torch.linspace(-5, 5, 101)
+    for name, act in BY_NAME.items():
+        torch.testing.assert_close(STOCK_ACTS[name](v.clone()), value(act, v), rtol=0, atol=0)
+    assert STOCK_ACTS.keys() == BY_NAME.keys()
 
 
 @pytest.mark.parametrize("shortcut", SHORTCUTS)
@@ -74,9 +92,10 @@ def test_timm_trains_the_same_network():
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Inductor's own
-def test_the_compiled_operation_is_what_stock_computes():
+@pytest.mark.parametrize("act", ["relu", "silu"])
+def test_the_compiled_operation_is_what_stock_computes(act):
     forget_compiled()
-    stock = Operation.make((2, 8, 7, 5), "residual", torch.float32, CPU)
+    stock = Operation.make((2, 8, 7, 5), "residual", torch.float32, CPU, act=act)
     check(COMPILED, *(stock.by(peer).result() for peer in (Peer(COMPILED), STOCK_PEER, EXACT_PEER)))
 
 

@@ -6,6 +6,7 @@ from fused_resnet.bench.block import distinct_blocks
 from fused_resnet.bench.ceilings import ARITHMETIC_PART, BANDWIDTH_PART, Ceilings
 from fused_resnet.bench.memory import activation_bytes
 from fused_resnet.bench.network import NetworkStep, Workload
+from fused_resnet.bench.operation import Operation
 from fused_resnet.bench.peers import DTYPES, FUSINGS, STOCK_PEER, Peer
 from fused_resnet.bench.roofline import (
     block_shapes,
@@ -17,6 +18,8 @@ from fused_resnet.bench.roofline import (
 )
 from fused_resnet.bench.settings import Settings
 from fused_resnet.bench.suites.ceilings import ceilings, measure_ceilings
+from fused_resnet.engines import why_not
+from fused_resnet.surgery.steps import Recorder
 
 
 def test_a_resnet50_is_that_of_the_paper():
@@ -109,6 +112,34 @@ def test_traffic_of_a_block_end_without_its_output_by_hand():
 def test_bytes_of_the_operation(shortcut, forward, both):
     assert operation_bytes(1000, shortcut, 2, backward=False) == forward * 2000
     assert operation_bytes(1000, shortcut, 2, backward=True) == both * 2000
+
+
+@pytest.mark.parametrize(("shortcut", "forward", "both"), [("none", 3, 8), ("residual", 4, 9), ("dual", 5, 13)])
+def test_bytes_of_the_operation_without_an_activation(shortcut, forward, both):
+    assert operation_bytes(1000, shortcut, 2, backward=False, act="none") == forward * 2000
+    assert operation_bytes(1000, shortcut, 2, backward=True, act="none") == both * 2000
+
+
+MORE_PASSES = {
+    ("relu", "none"): 0,
+    ("relu", "residual"): 0,
+    ("relu", "dual"): 2,
+    ("silu", "none"): 0,
+    ("silu", "residual"): 3,
+    ("silu", "dual"): 5,
+}
+
+
+@pytest.mark.skipif(why_not("cpu", "cpu") is not None, reason="the CPU's engine was not built")
+@pytest.mark.parametrize(("act", "shortcut"), MORE_PASSES)
+def test_what_the_schedule_moves_more_than_the_fewest_bytes(act, shortcut):
+    operation = Operation.make((2, 8, 64, 64), shortcut, torch.float32, torch.device("cpu"), act=act)
+    operation = operation.by(Peer("fused", "cpu"))
+    with Recorder(()) as recorder:
+        operation.forward_backward()
+    moved = sum(step.bytes for step in recorder.take()) / (4 * operation.x.numel())
+    fewest = operation_bytes(1, shortcut, 1, backward=True, act=act)
+    assert moved == pytest.approx(fewest + MORE_PASSES[act, shortcut], rel=0.001)
 
 
 def test_the_limit_is_the_longer_of_two_times():

@@ -35,6 +35,10 @@ class Suite:
         Whether its rows need the ceilings.
     without
         Peers that it does not have.
+    group
+        What its cases are told apart by in a line of its own above them, where they are; or nothing.
+    counts_blocks
+        Whether it goes through the blocks of this package's networks, and knows no others.
     """
 
     name: str
@@ -44,6 +48,8 @@ class Suite:
     contest: bool = True
     limited: bool = False
     without: tuple[str, ...] = ()
+    group: str = ""
+    counts_blocks: bool = False
 
 
 SUITES = {
@@ -65,6 +71,7 @@ SUITES = {
             measure_conv,
             contest=False,
             limited=True,
+            counts_blocks=True,
         ),
         Suite(
             "pointwise",
@@ -74,15 +81,17 @@ SUITES = {
             {"shape": 14, "dtype": 5, "step": 12},
             measure_pointwise,
             limited=True,
+            counts_blocks=True,
         ),
         Suite(
             "op",
-            "relu(batch_norm(x) + shortcut) at the shapes of a ResNet-50; the limit is its fewest bytes at the copy's "
-            "speed",
+            "act(batch_norm(x) + shortcut) at the shapes of a ResNet-50, relu where no other is named; the limit is "
+            "its fewest bytes at the copy's speed",
             {"shape": 10, "shortcut": 8, "dtype": 5, "pass": 7},
             measure_op,
             limited=True,
             without=(LEAN, STAGE, LEAN_STAGE, TIMM),
+            group="act",
         ),
         Suite(
             "block",
@@ -92,6 +101,7 @@ SUITES = {
             measure_block,
             limited=True,
             without=(STAGE, LEAN_STAGE, TIMM),
+            counts_blocks=True,
         ),
         Suite(
             "model",
@@ -115,7 +125,8 @@ SUITES = {
         ),
         Suite(
             "roofline",
-            "what a training step moves, keeps and can reach: stock and compiled counted from shapes, fused traced",
+            "what a training step moves, keeps and can reach: stock and compiled counted from shapes, fused traced; of "
+            "a library's network, whose step runs, every kernel is noted",
             {"model": 9, "dtype": 5, "figure": 21},
             measure_roofline,
             contest=False,

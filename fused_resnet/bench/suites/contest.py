@@ -21,7 +21,11 @@ class Contender(Protocol):
         """Return all that it computes."""
 
 
-def refusals(make: Callable[[Peer], Contender], peers: Sequence[Peer]) -> dict[Peer, str]:
+def refusals(
+    make: Callable[[Peer], Contender],
+    peers: Sequence[Peer],
+    noise: Callable[[], Iterable[Result]] = tuple,
+) -> dict[Peer, str]:
     """Run every peer once and return those that get no figure, each with the reason.
 
     Parameters
@@ -30,6 +34,8 @@ def refusals(make: Callable[[Peer], Contender], peers: Sequence[Peer]) -> dict[P
         Returns what a peer runs; one lives at a time.
     peers : sequence of Peer
         Who is checked against float64; stock is the measure, and never refused.
+    noise : callable
+        Returns draws of the noise of what is run, see `fused_resnet.bench.accuracy.check`; default: none.
     """
     # cuDNN's search for its fastest algorithm is not worth it for one step in float64
     with torch.backends.cudnn.flags(enabled=True, benchmark=False):
@@ -40,7 +46,7 @@ def refusals(make: Callable[[Peer], Contender], peers: Sequence[Peer]) -> dict[P
         if peer == STOCK_PEER:
             continue
         try:
-            check(str(peer), make(peer).result(), stock, exact)
+            check(str(peer), make(peer).result(), stock, exact, noise())
         except WrongResult as error:
             refused[peer] = str(error)
         except Exception as error:  # one that cannot compile or has no memory must not cost the others their figures

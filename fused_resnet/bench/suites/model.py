@@ -7,16 +7,19 @@ from pathlib import Path
 
 import torch
 
+from fused_resnet.bench.accuracy import Result
 from fused_resnet.bench.harness import make_clock, take_turns
 from fused_resnet.bench.kernel_classes import CLASSES
+from fused_resnet.bench.libraries import is_library_name
 from fused_resnet.bench.memory import activation_bytes, peak_bytes
 from fused_resnet.bench.network import NetworkStep, Workload
-from fused_resnet.bench.peers import COMPILING, Peer, forget_compiled
+from fused_resnet.bench.peers import COMPILING, STOCK_PEER, Peer, forget_compiled
 from fused_resnet.bench.profile import GAPS, seconds_by_class
 from fused_resnet.bench.roofline import count, network_shapes
 from fused_resnet.bench.rows import BYTES, PROFILED_SECONDS, Row
 from fused_resnet.bench.settings import Settings
 from fused_resnet.bench.suites.contest import of_each, refusals, rows_by_engine
+from fused_resnet.verification.runs import DRAWS
 
 # Float64 is slow and large: a step is checked on no more images than this.
 CHECKED_IMAGES = 4
@@ -118,7 +121,7 @@ def trace_file(path: Path | None, workload: Workload, peer: Peer) -> Path | None
     """Return where a peer's trace goes: the file that was asked for, with model, dtype and peer in its name."""
     if path is None:
         return None
-    name = "-".join([path.stem, workload.model, workload.dtype, *str(peer).split()])
+    name = "-".join([path.stem, *workload.model.split(":"), workload.dtype, *str(peer).split()])
     return path.with_name(name + (path.suffix or ".json"))
 
 
@@ -127,7 +130,14 @@ def step_refusals(workload: Workload, peers: tuple[Peer, ...]) -> dict[Peer, str
     """Return whose step is wrong and why; asked by several suites, computed once."""
     forget_compiled()
     checked = replace(workload, batch_size=checked_images(workload, peers))
-    return refusals(partial(NetworkStep, checked), peers)
+    noise = partial(own_noise, checked) if is_library_name(workload.model) else tuple
+    return refusals(partial(NetworkStep, checked), peers, noise)
+
+
+def own_noise(workload: Workload) -> Iterator[Result]:
+    """Yield what a network of stock computes from images one rounding away, draw by draw."""
+    for seed in range(DRAWS):
+        yield NetworkStep(workload, STOCK_PEER, moved=seed).result()
 
 
 def checked_images(workload: Workload, peers: tuple[Peer, ...]) -> int:
@@ -137,6 +147,8 @@ def checked_images(workload: Workload, peers: tuple[Peer, ...]) -> int:
     """
     few = min(workload.batch_size, CHECKED_IMAGES)
     if workload.device.type != "cuda" or not any(peer.name in COMPILING for peer in peers):
+        return few
+    if is_library_name(workload.model):  # whose memory nobody has counted
         return few
     shapes = network_shapes(workload.model, workload.image_size)
     saved = count(shapes, "eager", element_size=8, batch_size=workload.batch_size).saved

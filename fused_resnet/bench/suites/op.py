@@ -1,6 +1,7 @@
-"""Suite ``op``: ``relu(batch_norm(x) + shortcut)`` at the shapes of a ResNet-50."""
+"""Suite ``op``: ``act(batch_norm(x) + shortcut)`` at the shapes of a ResNet-50."""
 
 from collections.abc import Callable, Iterator
+from itertools import product
 
 from fused_resnet.bench.harness import make_clock, take_turns
 from fused_resnet.bench.operation import Operation
@@ -35,13 +36,13 @@ def op_cases(settings: Settings) -> Iterator[tuple[tuple[int, int, int, int], st
 
 
 def measure_op(settings: Settings) -> Iterator[Row]:
-    """Time the operation at every shape."""
+    """Time the operation at every shape; the rows name its activation where any but ReLU is asked for."""
     clock = make_clock(settings.device)
-    for dtype in settings.dtypes:
+    for act, dtype in product(settings.acts, settings.dtypes):
         peers = settings.contenders(dtype)
         for shape, shortcut in op_cases(settings):
             forget_compiled()
-            stock = Operation.make(shape, shortcut, DTYPES[dtype], settings.device)
+            stock = Operation.make(shape, shortcut, DTYPES[dtype], settings.device, act=act)
             refused = refusals(stock.by, peers)
             operations = {peer: stock.by(peer) for peer in peers if peer not in refused}
             for name, run in PASSES.items():
@@ -49,8 +50,10 @@ def measure_op(settings: Settings) -> Iterator[Row]:
                 if settings.cuda_graph:
                     runs = capture_all(runs, settings.device, refused)
                 values = take_turns(runs, clock, warmup=3, repeats=settings.op_repeats)
-                counted = operation_bytes(stock.x.numel(), shortcut, stock.x.itemsize, backward=name != "fwd")
+                counted = operation_bytes(stock.x.numel(), shortcut, stock.x.itemsize, backward=name != "fwd", act=act)
                 case = {"shape": "x".join(map(str, shape[1:])), "shortcut": shortcut, "dtype": dtype, "pass": name}
+                if settings.acts != ("relu",):
+                    case = {"act": act, **case}
                 limit = ceilings(settings, dtype).limit(counted, 0)
                 yield from rows_by_engine("op", case, peers, values, refused, limit=limit, images=shape[0])
 
