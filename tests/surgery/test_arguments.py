@@ -127,7 +127,66 @@ def test_a_call_gives_what_stock_gives(name, training, chains_run):
     assert len(chains_run) == fused_chains
 
 
+class Unpacked(Optional):
+    def forward(self, x, pair):
+        first, second = pair
+        return self.act(self.bn(self.conv(x)) + first * second)
+
+
+class Written(Optional):
+    """An argument changed in place, which may be the other."""
+
+    def forward(self, x, other):
+        h = self.conv(x)
+        other.mul_(2)
+        return self.act(self.bn(h))
+
+
+class Seen(torch.Tensor):
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
+        with torch._C.DisableTorchFunctionSubclass():
+            result = func(*args, **(kwargs or {}))
+        return result * 10 if func.__name__ in ("add", "__add__") else result
+
+
+@pytest.mark.parametrize(
+    "pair", [[X, Y], (X, Y), {0: 1, 1: 2}, torch.stack((X, Y))], ids=["list", "tuple", "dict", "tensor"]
+)
+def test_an_argument_is_taken_apart_as_stock_does(pair):
+    model = make(Unpacked)
+    torch.testing.assert_close(fuse(copy.deepcopy(model))(X, pair), model(X, pair))
+
+
+def test_an_argument_that_is_another_one_too_may_be_written_to():
+    model = make(Written)
+    with torch.no_grad():
+        results = []
+        for m in (model, fuse(copy.deepcopy(model))):
+            x = X.clone()
+            results.append(m(x, x))
+    torch.testing.assert_close(*results)
+
+
+def test_an_argument_that_sees_torchs_calls_is_stocks():
+    model = make(Added)
+    other = Y.clone().as_subclass(Seen)
+    ours, theirs = fuse(copy.deepcopy(model))(X, other), model(X, other)
+    assert type(ours) is type(theirs)
+    torch.testing.assert_close(ours.as_subclass(torch.Tensor), theirs.as_subclass(torch.Tensor))
+
+
+@pytest.mark.parametrize("shape", [(2, 1, 1, 1), (1, 3, 6, 6), (5, 2, 3, 6, 6), (3, 1, 1)], ids=str)
+def test_a_shortcut_is_broadcast_as_stock_does(shape):
+    """Also where it is the larger one."""
+    model, other = make(Added), torch.ones(shape, dtype=torch.float64)
+    torch.testing.assert_close(fuse(copy.deepcopy(model))(X, other), model(X, other))
+
+
 WRONG = {
+    "nothing to add": (Added, (X, None), {}),
+    "on another device": (Added, (X, Y.to("meta")), {}),
+    "too many to take apart": (Unpacked, (X, (X, Y, Y)), {}),
     "too few": (Decoder, (X,), {}),
     "too many": (Decoder, (X, Y, Y), {}),
     "an unknown name": (Decoder, (X,), {"skipped": Y}),

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import fused_resnet
-from tests.support.oracle import assert_same_step, fuse, make
+from tests.support.oracle import assert_same_step, fuse, images, make
 
 
 class Unit(nn.Module):
@@ -88,6 +88,25 @@ def norm_without_bias():
     return norm
 
 
+class BehindTheLayer(nn.Module):
+    def _call_impl(self, *args):
+        return 2 * super()._call_impl(*args)
+
+
+class Mixed(nn.Conv2d, BehindTheLayer):
+    """A class between the layer and nn.Module."""
+
+
+class Compared(nn.Conv2d):
+    """Equal to any other of its class."""
+
+    def __eq__(self, other):
+        return isinstance(other, Compared)
+
+    def __hash__(self):
+        return 1
+
+
 PLAIN = {
     "norm without bias": lambda: Unit(norm=norm_without_bias()),
     "convolution": lambda: Unit(conv=Named(3, 4)),
@@ -103,6 +122,8 @@ OTHER = {
     "a convolution of its own": lambda: Unit(conv=DoubledInside(3, 4, 3)),
     "a weight of its own": lambda: Unit(conv=Standardised(3, 4, 3)),
     "a look-up of its own": lambda: Unit(conv=Looked(3, 4, 3)),
+    "a class behind it": lambda: Unit(conv=Mixed(3, 4, 3)),
+    "an equality of its own": lambda: Unit(conv=Compared(3, 4, 3)),
     "more on one side": lambda: Unit(nn.Conv2d(3, 4, 2, padding="same")),
     "transposed": lambda: Unit(nn.ConvTranspose2d(3, 4, 2, stride=2)),
 }
@@ -126,6 +147,49 @@ def test_behind_a_layer_that_computes_something_else_norm_and_activation_are_a_c
     assert_same_step(fused, model)
     assert len(chains_run) == 1
     assert fused_resnet.explain(fused).fused[0].what == "bn act"
+
+
+class Descriptor:
+    """A slope that is looked up, and no property."""
+
+    def __get__(self, module, cls):
+        return self if module is None else SLOPE["now"]
+
+
+SLOPE = {"now": 0.7}
+
+
+def test_a_slope_that_is_looked_up_is_seen(monkeypatch):
+    cls = type("Described", (nn.LeakyReLU,), {"negative_slope": Descriptor(), "__init__": nn.Module.__init__})
+    cls.inplace = False
+    stock, fused = (make(lambda: Unit(act=cls())) for _ in range(2))
+    fuse(fused)
+    assert_same_step(fused, stock)
+    monkeypatch.setitem(SLOPE, "now", 0.2)
+    assert_same_step(fused, stock)
+
+
+@pytest.mark.parametrize("method", ["_conv_forward", "__call__"])
+def test_a_method_that_is_patched_later_is_seen(method, monkeypatch):
+    stock, fused = (make(PLAIN["convolution"]) for _ in range(2))
+    fuse(fused)
+    assert_same_step(fused, stock)
+    before = getattr(Named, method)
+    monkeypatch.setattr(Named, method, lambda self, *args: before(self, *args) * 3, raising=False)
+    assert_same_step(fused, stock)
+
+
+def test_same_padding_with_a_stride_is_stocks_error():
+    errors = []
+    for fused in (False, True):
+        model = make(PLAIN["padding same"])
+        if fused:
+            fuse(model)
+        model.conv.stride = (2, 2)
+        with pytest.raises(RuntimeError) as error:
+            model(images())
+        errors.append(str(error.value))
+    assert errors[0] == errors[1]
 
 
 def test_a_norm_that_computes_something_else_is_stock(chains_run):
@@ -177,6 +241,40 @@ class FrozenOtherwise(Frozen):
         return super().forward(x) * 2
 
 
+class FrozenInEval(Frozen):
+    def forward(self, x):
+        return super().forward(x) * (1 if self.training else 2)
+
+
+class FrozenWithAct(Frozen):
+    def __init__(self, n):
+        super().__init__(n)
+        self.act = nn.Tanh()
+
+    def forward(self, x):
+        scale = self.weight * (self.running_var + 1e-5).rsqrt()
+        return self.act(x * scale.view(1, -1, 1, 1) + (self.bias - self.running_mean * scale).view(1, -1, 1, 1))
+
+
+class FrozenByAnotherName(Frozen):
+    """Each of these may have another eps."""
+
+    def __init__(self, n, epsilon=1e-5):
+        super().__init__(n)
+        self.epsilon = epsilon
+
+    def forward(self, x):
+        scale = self.weight * (self.running_var + self.epsilon).rsqrt()
+        return x * scale.view(1, -1, 1, 1) + (self.bias - self.running_mean * scale).view(1, -1, 1, 1)
+
+
+class FrozenAndHeard(Frozen):
+    def forward(self, x):
+        print("called")
+        scale = self.weight * (self.running_var + 1e-5).rsqrt()
+        return x * scale.view(1, -1, 1, 1) + (self.bias - self.running_mean * scale).view(1, -1, 1, 1)
+
+
 class FrozenButTrained(Frozen):
     def __init__(self, n):
         super().__init__(n)
@@ -197,11 +295,44 @@ def test_a_frozen_norm_is_known_by_what_it_holds_and_computes(cls, chains_run):
     assert all(torch.equal(value, before[name]) for name, value in fused.state_dict().items())
 
 
-@pytest.mark.parametrize("cls", [FrozenOtherwise, FrozenButTrained])
+@pytest.mark.parametrize(
+    "cls",
+    [FrozenOtherwise, FrozenButTrained, FrozenInEval, FrozenWithAct, FrozenByAnotherName, FrozenAndHeard],
+)
 def test_what_only_looks_like_a_frozen_norm_is_stock(cls, chains_run):
     model = make(lambda: Unit(norm=cls(4)))
     assert_same_step(fuse(copy.deepcopy(model)), model)
     assert not any("bn" in row.what for row in fused_resnet.explain(fuse(copy.deepcopy(model))).fused)
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_a_frozen_norm_promotes_as_stocks_does(autocast):
+    """Its buffers stay float32 where what it reads is a half."""
+    model = make(lambda: Unit(norm=Frozen(4))).float()
+    if not autocast:
+        model.conv.bfloat16()
+    fused = fuse(copy.deepcopy(model))
+    x = images().float() if autocast else images().bfloat16()
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        ours, theirs = fused(x), model(x)
+    assert ours.dtype == theirs.dtype == torch.float32
+    assert torch.equal(ours, theirs)
+
+
+def test_buffers_that_become_parameters_are_trained():
+    stock, fused = (make(lambda: Unit(norm=Frozen(4))) for _ in range(2))
+    fuse(fused)
+    for model in (stock, fused):
+        for name in ("weight", "running_mean"):
+            value = model.bn._buffers.pop(name)
+            model.bn.register_parameter(name, nn.Parameter(value))
+    assert_same_step(fused, stock)
+
+
+def test_a_network_on_meta_is_fused_without_data():
+    with torch.device("meta"):
+        model = Unit(norm=Frozen(4))
+        assert fuse(model) is model
 
 
 def test_a_frozen_norm_of_a_library_is_in_its_chain(chains_run):
