@@ -1,4 +1,4 @@
-"""Units in classes of their own: a convolution, its norm and its activation in a child, joined by the forward around."""
+"""Units in classes of their own: a convolution, its norm and its activation in a child, joined by the forward."""
 
 import copy
 
