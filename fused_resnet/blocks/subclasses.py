@@ -23,7 +23,7 @@ def layer_class(module: nn.Module) -> type:
     if not torch.compiler.is_compiling():  # which cannot look; a class may have changed since the last time
         of_torch = next(c for c in cls.__mro__ if c.__module__.startswith("torch.nn.modules"))
         _BASES[cls] = of_torch if of_torch is not nn.Module and _changes_nothing(cls, of_torch) else cls
-    return _BASES[cls]
+    return _BASES.get(cls, cls)
 
 
 def _changes_nothing(cls: type, base: type) -> bool:

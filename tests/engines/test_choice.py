@@ -121,8 +121,8 @@ def wrong_affine(x, weight, bias, eps):
     return moments, affine + 1e-2
 
 
-def wrong_channel(x, affine, residual, residual_affine, relu, residual_channel=0):
-    return ops.batch_norm_act.reference.batch_norm_act(x, affine, residual, residual_affine, relu)
+def wrong_channel(x, affine, residual, residual_affine, act, alpha, beta, residual_channel=0):
+    return ops.batch_norm_act.reference.batch_norm_act(x, affine, residual, residual_affine, act, alpha, beta)
 
 
 @pytest.mark.parametrize(("name", "wrong"), [("batch_norm_stats", wrong_affine), ("batch_norm_act", wrong_channel)])
