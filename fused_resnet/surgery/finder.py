@@ -162,7 +162,7 @@ class Finder:
         if not deep:
             shallow = Matcher(module, graph)
             through += [path for path in shallow.strangers() if self._is_traceable(module, path)]
-            through += [path for path in shallow.children_with_norms() if self._is_unit(module, path)]
+            through += [path for path in shallow.children_with_a_norm() if self._is_unit(module, path)]
         if through and (further := trace(module, deep, through, arguments)).graph is not None:
             traced, graph, identities = further, further.graph, drop_identities(module, further.graph)
         containers, matcher = traced.containers, Matcher(module, graph)

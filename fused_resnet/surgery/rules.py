@@ -137,13 +137,13 @@ class Matcher:
                 found += [_path(n) for n in neighbours if n is not None and self._is_stranger(n)]
         return list(dict.fromkeys(found))
 
-    def children_with_norms(self) -> list[Path]:
-        """Return the children that have norms and that the trace did not go into."""
+    def children_with_a_norm(self) -> list[Path]:
+        """Return the children that have one norm and that the trace did not go into."""
         called = [(node, child(self.root, _path(node))) for node in self.order if node.op == "call_module"]
         return [
             _path(node)
             for node, inner in called
-            if not is_primitive(inner) and fusion_of(inner) is None and any(map(is_norm, inner.modules()))
+            if not is_primitive(inner) and fusion_of(inner) is None and sum(map(is_norm, inner.modules())) == 1
         ]
 
     def _is_stranger(self, node: fx.Node) -> bool:
