@@ -265,9 +265,8 @@ def read_settings(options: argparse.Namespace, suites: list[Suite]) -> Settings:
     check_models(settings, suites)
     for suite in suites:
         own = settings_of(suite, settings)
-        runs = suite.name != "roofline" or any(
-            map(is_library_name, own.models)
-        )  # else what an engine would do elsewhere
+        # of this package's networks, roofline traces what an engine would do elsewhere
+        runs = suite.name != "roofline" or any(map(is_library_name, own.models))
         for dtype in own.dtypes if runs else ():
             own.contenders(dtype)
         if peers.TIMM in own.peers:

@@ -12,10 +12,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from fused_resnet.blocks.subclasses import layer_class
-from fused_resnet.ops.activation import RELU, Act, Kind
+from fused_resnet.ops.activation import BY_NAME, RELU, Act, Kind
 
-SILU, HARDSWISH = Act(int(Kind.SILU)), Act(int(Kind.HARDSWISH))
-_GELU = {"none": Act(int(Kind.GELU)), "tanh": Act(int(Kind.GELU_TANH))}
+SILU, HARDSWISH = BY_NAME["silu"], BY_NAME["hardswish"]
+_GELU = {"none": BY_NAME["gelu"], "tanh": BY_NAME["gelu_tanh"]}
 
 
 def _hardtanh(min_val: float = -1.0, max_val: float = 1.0, inplace: bool = False) -> Act | None:
@@ -29,10 +29,6 @@ def _leaky_relu(negative_slope: float = 0.01, inplace: bool = False) -> Act | No
 
 def _gelu(approximate: str = "none") -> Act | None:
     return _GELU.get(approximate)
-
-
-def _relu6(inplace: bool = False) -> Act | None:
-    return _hardtanh(0.0, 6.0)
 
 
 def _always(act: Act) -> Callable[..., Act]:
@@ -54,7 +50,7 @@ MODULES = tuple(_OF_MODULE)
 # function, or a tensor's method by name -> what reads it off the arguments behind the tensor
 _OF_CALL: dict[Any, Callable[..., Act | None]] = {
     **dict.fromkeys((F.relu, F.relu_, torch.relu, torch.relu_, "relu", "relu_"), _always(RELU)),
-    F.relu6: _relu6,
+    F.relu6: _always(BY_NAME["relu6"]),
     **dict.fromkeys((F.hardtanh, F.hardtanh_), _hardtanh),
     F.leaky_relu: _leaky_relu,
     F.leaky_relu_: lambda negative_slope=0.01: _leaky_relu(negative_slope, inplace=True),
@@ -62,7 +58,7 @@ _OF_CALL: dict[Any, Callable[..., Act | None]] = {
     F.hardswish: _always(HARDSWISH),
     F.gelu: _gelu,
 }
-
+FUNCTIONS = tuple(name for name, function in vars(F).items() if callable(function) and function in _OF_CALL)  # of F
 
 # of timm, which calls F.gelu
 _OF_TIMM = {"GELU": _GELU["none"], "GELUTanh": _GELU["tanh"]}

@@ -1,12 +1,14 @@
 """Torch's layers that chains stand for, as they are and as a chain reads them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from operator import is_
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from fused_resnet.blocks.activations import FUNCTIONS as ACTIVATION_FUNCTIONS
 from fused_resnet.blocks.activations import MODULES as ACTIVATIONS
 from fused_resnet.blocks.frozen import is_frozen_norm
 from fused_resnet.blocks.plan import Path
@@ -79,81 +81,30 @@ def is_inert(module: nn.Module) -> bool:
 
 
 def layers_are_stock() -> bool:
-    """Whether the layers that chains stand for compute what torch's do: nobody has replaced their forward."""
-    return (
-        nn.Conv2d.forward is _CONV2D
-        and nn.Conv2d._conv_forward is _CONV_FORWARD
-        and nn.BatchNorm2d.forward is _BATCH_NORM
-        and nn.ReLU.forward is _RELU
-        and nn.MaxPool2d.forward is _MAX_POOL
-        and F.conv2d is _F_CONV2D
-        and F.batch_norm is _F_BATCH_NORM
-        and F.relu is _F_RELU
-        and F.max_pool2d is _F_MAX_POOL
-        and (torch.compiler.is_compiling() or _is_called_as_stock())
-        and nn.Module.__getattr__ is _GETATTR
-        and nn.BatchNorm2d._check_input_dim is _CHECK_INPUT_DIM
-        and torch.conv2d is _TORCH_CONV2D
-        and torch.batch_norm is _TORCH_BATCH_NORM
-        and torch.relu is _TORCH_RELU
-        and _activations_are_stock()
-        and _sequences_and_volumes_are_stock()
-    )
+    """Whether the layers that chains stand for compute what torch's do: nobody has replaced what they call."""
+    return _AS_IT_WAS.holds() and (torch.compiler.is_compiling() or _CALLED_AS_THEY_WERE.holds())
 
 
-def _activations_are_stock() -> bool:
-    """Whether the activations besides ReLU, and what may be left out between them and a norm, are torch's own."""
-    return (
-        nn.Hardtanh.forward is _HARDTANH
-        and nn.ReLU6.forward is _HARDTANH
-        and nn.LeakyReLU.forward is _LEAKY_RELU
-        and nn.SiLU.forward is _SILU
-        and nn.Hardswish.forward is _HARDSWISH
-        and nn.GELU.forward is _GELU
-        and F.hardtanh is _F_HARDTANH
-        and F.relu6 is _F_RELU6
-        and F.leaky_relu is _F_LEAKY_RELU
-        and F.silu is _F_SILU
-        and F.hardswish is _F_HARDSWISH
-        and F.gelu is _F_GELU
-        and F.relu_ is _F_RELU_
-        and F.leaky_relu_ is _F_LEAKY_RELU_
-        and F.hardtanh_ is _F_HARDTANH_
-        and nn.Dropout.forward is _DROPOUT
-        and nn.Identity.forward is _IDENTITY
-        and F.dropout is _F_DROPOUT
-    )
+class _Attributes:
+    """Attributes of classes and modules, as they are when this is made."""
+
+    def __init__(self, of: Iterable[tuple[Any, str]]):
+        self.owners, self.names = zip(*of, strict=True)
+        self.then = tuple(map(getattr, self.owners, self.names))
+
+    def holds(self) -> bool:
+        """Whether all are what they were."""
+        return all(map(is_, map(getattr, self.owners, self.names), self.then))
 
 
-def _sequences_and_volumes_are_stock() -> bool:
-    """Whether the convolutions and norms over them are torch's own."""
-    return (
-        nn.Conv1d.forward is _CONV1D
-        and nn.Conv1d._conv_forward is _CONV1D_FORWARD
-        and nn.Conv3d.forward is _CONV3D
-        and nn.Conv3d._conv_forward is _CONV3D_FORWARD
-        and nn.BatchNorm1d.forward is _BATCH_NORM
-        and nn.BatchNorm3d.forward is _BATCH_NORM
-        and F.conv1d is _F_CONV1D
-        and F.conv3d is _F_CONV3D
-    )
-
-
-def _is_called_as_stock() -> bool:
-    return all([cls.__call__ is _CALL for cls in _CALLED])  # noqa: C419 (half the time)
-
-
-_CALLED = (*CONVOLUTIONS, *BATCH_NORMS, *ACTIVATIONS, nn.Dropout, nn.Identity, nn.MaxPool2d)
-_CONV2D, _CONV_FORWARD, _BATCH_NORM = nn.Conv2d.forward, nn.Conv2d._conv_forward, nn.BatchNorm2d.forward
-_CONV1D, _CONV1D_FORWARD, _F_CONV1D = nn.Conv1d.forward, nn.Conv1d._conv_forward, F.conv1d
-_CONV3D, _CONV3D_FORWARD, _F_CONV3D = nn.Conv3d.forward, nn.Conv3d._conv_forward, F.conv3d
-_RELU, _MAX_POOL = nn.ReLU.forward, nn.MaxPool2d.forward
-_HARDTANH, _LEAKY_RELU, _SILU = nn.Hardtanh.forward, nn.LeakyReLU.forward, nn.SiLU.forward
-_HARDSWISH, _GELU = nn.Hardswish.forward, nn.GELU.forward
-_CALL, _GETATTR, _CHECK_INPUT_DIM = nn.Module.__call__, nn.Module.__getattr__, nn.BatchNorm2d._check_input_dim
-_TORCH_CONV2D, _TORCH_BATCH_NORM, _TORCH_RELU = torch.conv2d, torch.batch_norm, torch.relu
-_F_CONV2D, _F_BATCH_NORM, _F_RELU, _F_MAX_POOL = F.conv2d, F.batch_norm, F.relu, F.max_pool2d
-_F_HARDTANH, _F_RELU6, _F_LEAKY_RELU = F.hardtanh, F.relu6, F.leaky_relu
-_F_SILU, _F_HARDSWISH, _F_GELU = F.silu, F.hardswish, F.gelu
-_F_RELU_, _F_LEAKY_RELU_, _F_HARDTANH_ = F.relu_, F.leaky_relu_, F.hardtanh_
-_DROPOUT, _IDENTITY, _F_DROPOUT = nn.Dropout.forward, nn.Identity.forward, F.dropout
+_LAYERS = (*CONVOLUTIONS, *BATCH_NORMS, *ACTIVATIONS, nn.MaxPool2d, nn.Dropout, nn.Identity)
+_FUNCTIONS = ("conv1d", "conv2d", "conv3d", "batch_norm", "max_pool2d", "dropout")
+_AS_IT_WAS = _Attributes((
+    *((layer, "forward") for layer in _LAYERS if layer is not nn.SyncBatchNorm),
+    *((convolution, "_conv_forward") for convolution in CONVOLUTIONS),
+    (nn.BatchNorm2d, "_check_input_dim"),
+    (nn.Module, "__getattr__"),
+    *((F, name) for name in (*_FUNCTIONS, *ACTIVATION_FUNCTIONS)),
+    *((torch, name) for name in ("conv2d", "batch_norm", "relu")),
+))  # fmt: skip
+_CALLED_AS_THEY_WERE = _Attributes((layer, "__call__") for layer in _LAYERS)

@@ -122,10 +122,10 @@ def _read_unit(module: nn.Module, unit: UnitPaths, prepared: PreparedChain) -> S
     if reason := _read_parameters(norm, unit.norm, prepared):
         return reason
     prepared.dims.extend(norm_dims(norm))
-    for tensor in (norm.weight, norm.bias, norm.running_mean, norm.running_var):
-        if tensor is not None and (tensor.dtype, is_frozen_norm(norm)) not in prepared.norm_dtypes:
-            prepared.norm_dtypes.append((tensor.dtype, is_frozen_norm(norm)))
     frozen = is_frozen_norm(norm)
+    for tensor in (norm.weight, norm.bias, norm.running_mean, norm.running_var):
+        if tensor is not None and (tensor.dtype, frozen) not in prepared.norm_dtypes:
+            prepared.norm_dtypes.append((tensor.dtype, frozen))
     eps = frozen_eps(norm) if frozen else float(norm.eps)
     batch_stats = not frozen and (norm.training or norm.running_mean is None)
     prepared.norms.append(norm if batch_stats else None)

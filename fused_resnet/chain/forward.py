@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fused_resnet.chain import synchronized
-from fused_resnet.chain.spec import Block, Conv, Padded, Parameters, Unit, convolve
+from fused_resnet.chain.spec import Block, Padded, Parameters, Unit, convolve
 from fused_resnet.ops.activation import NONE, RELU, Act
 from fused_resnet.ops.library import accumulation_dtype, dense, dense_like
 from fused_resnet.ops.pointwise_conv import config
@@ -152,7 +152,7 @@ class BlockForward:
             z = dense(z, k.channels_last)
             y, moments, affine = k.pointwise_conv_stats(z, weight, p.weight, p.bias, unit.eps)
         else:
-            y = dense(z if unit.conv is None else _conv(unit.conv, z, weight, p.conv_bias), k.channels_last)
+            y = dense(z if unit.conv is None else convolve(unit.conv, z, weight, p.conv_bias), k.channels_last)
             moments, affine = self.statistics(i, y)
         self.keep(i, y if keeps_y else y.new_empty(0), moments, affine)
         return y, affine
@@ -180,10 +180,6 @@ class BlockForward:
         weight = self.weights[i]
         if weight is not None and weight is not self.parameters[i].conv_weight:
             self.kept[i].append(weight)
-
-
-def _conv(conv: Conv, z: Tensor, weight: Any, bias: Tensor | None) -> Tensor:
-    return convolve(conv, z, weight, None if bias is None else bias.to(z.dtype))
 
 
 def _check_batch(y: Tensor) -> None:

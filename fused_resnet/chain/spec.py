@@ -91,9 +91,11 @@ def strided(x: Tensor, strides: Sizes) -> Tensor:
     return x[index]
 
 
-def convolve(conv: Conv, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Return the convolution of ``x``, whose dtype the parameters have."""
+def convolve(conv: Conv, x: Tensor, weight: Any, bias: Tensor | None) -> Tensor:
+    """Return the convolution of ``x``, whose dtype the weight has."""
     stride, padding, dilation, groups, _ = conv
+    if bias is not None:
+        bias = bias.to(x.dtype)
     y: Tensor = _CONVOLUTIONS[x.dim()](x, weight, bias, stride, padding, dilation, groups)
     return y
 

@@ -66,8 +66,7 @@ def _conv_norm(unit: Unit, z: Tensor, p: Parameters, running: Running) -> Tensor
     """Return ``a·y + b`` in the accumulation dtype."""
     dtype = accumulation_dtype(z.dtype)
     if unit.conv is not None:
-        bias = None if p.conv_bias is None else p.conv_bias.to(z.dtype)
-        z = convolve(unit.conv, z, p.conv_weight.to(z.dtype), bias)
+        z = convolve(unit.conv, z, p.conv_weight.to(z.dtype), p.conv_bias)
     mean, var = running or (None, None)
     weight, bias = (None if vector is None else vector.to(dtype) for vector in (p.weight, p.bias))
     if weight is None and bias is not None:  # torch 2.11 differentiates β without γ wrongly, the second time

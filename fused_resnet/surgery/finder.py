@@ -17,15 +17,7 @@ from fused_resnet.blocks.plan import TENSOR, TENSORS, VALUE, Container, Path, Pl
 from fused_resnet.blocks.prepare import prepare
 from fused_resnet.blocks.refusals import why_not_conv, why_not_pool
 from fused_resnet.surgery.rewrite import write_forward
-from fused_resnet.surgery.rules import (
-    Matcher,
-    drop_identities,
-    is_chain_module,
-    is_norm,
-    is_whole,
-    joined,
-    why_no_match,
-)
+from fused_resnet.surgery.rules import Matcher, drop_identities, is_chain_module, is_norm, is_whole, joined
 from fused_resnet.tracing.trace import is_primitive, trace
 
 Place = tuple[str, nn.Module, dict[bool, Plan] | str]  # a module's name, and its plans or why it has none
@@ -158,14 +150,15 @@ class Finder:
         if traced.graph is None:
             return _Found(traced.containers, _untraceable(traced.refused), traced=False)
         graph, identities = traced.graph, drop_identities(module, traced.graph)
+        matcher = Matcher(module, graph)
         through: list[Path] = []
         if not deep:
-            shallow = Matcher(module, graph)
-            through += [path for path in shallow.strangers() if self._is_traceable(module, path)]
-            through += [path for path in shallow.children_with_a_norm() if self._is_unit(module, path)]
+            through += [path for path in matcher.strangers() if self._is_traceable(module, path)]
+            through += [path for path in matcher.children_with_a_norm() if self._is_unit(module, path)]
         if through and (further := trace(module, deep, through, arguments)).graph is not None:
             traced, graph, identities = further, further.graph, drop_identities(module, further.graph)
-        containers, matcher = traced.containers, Matcher(module, graph)
+            matcher = Matcher(module, graph)
+        containers = traced.containers
         if len(arguments) > 1 and matcher.changes_an_argument():
             return _Found(containers, _untraceable("it changes an argument in place, which may be another one, too"))
         may_be_part = matcher.knows_all()
@@ -180,7 +173,7 @@ class Finder:
         paths = tuple(match.paths for match in matches)
         fused = {path for chain in paths for block in chain for path in block.modules}
         norms = [name for name, inner in module.named_children() if is_norm(inner) and (name,) not in fused]
-        left = why_no_match(module, graph, norms)
+        left = matcher.why_left(norms)
         if not matches:
             return _Found(containers, next(iter(left.values()), NO_NORM), may_be_part=may_be_part)
         source = write_forward(graph, matches)

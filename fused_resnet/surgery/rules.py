@@ -48,20 +48,6 @@ def is_norm(module: nn.Module | None) -> bool:
     return isinstance(module, NORMS) or (module is not None and is_frozen_norm(module))
 
 
-def why_no_match(module: nn.Module, graph: fx.Graph, norms: Sequence[str]) -> dict[str, str]:
-    """Return why children that are norms are in no chain, by name, as far as the graph of a forward shows it."""
-    matcher = Matcher(module, graph)
-    calls = {str(node.target): node for node in graph.nodes if node.op == "call_module"}
-    reasons = {}
-    for name in norms:
-        norm = child(module, tuple(name.split(".")))
-        if not is_batch_norm(norm):
-            reasons[name] = f"{name} is a {type(norm).__name__}, not a batch norm"
-        elif name in calls:
-            reasons[name] = f"{name} {matcher.why_alone(calls[name])}"
-    return reasons
-
-
 class _Unit(NamedTuple):
     conv: fx.Node | None
     norm: fx.Node
@@ -152,7 +138,19 @@ class Matcher:
             return False
         return not any(map(is_norm, called.modules()))
 
-    def why_alone(self, norm: fx.Node) -> str:
+    def why_left(self, names: Sequence[str]) -> dict[str, str]:
+        """Return why children that are norms are in no chain, by name, as far as the graph shows it."""
+        calls = {str(node.target): node for node in self.order if node.op == "call_module"}
+        reasons = {}
+        for name in names:
+            norm = child(self.root, (name,))
+            if not is_batch_norm(norm):
+                reasons[name] = f"{name} is a {type(norm).__name__}, not a batch norm"
+            elif name in calls:
+                reasons[name] = f"{name} {self._why_alone(calls[name])}"
+        return reasons
+
+    def _why_alone(self, norm: fx.Node) -> str:
         """Say what keeps a batch norm out of a chain: what is in front of it, and what is behind."""
         if norm.target in self.shared:
             return "is called more than once"
